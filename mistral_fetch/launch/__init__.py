@@ -1,0 +1,1 @@
+"""Finding an interpreter with PyTorch and running the bundled runtime in it."""

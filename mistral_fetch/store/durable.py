@@ -1,0 +1,118 @@
+"""Writes that survive a power cut, and disk errors in our own words.
+
+Every rename is surrounded by fsyncs: of the file before it, so that the name never points at missing
+bytes, and of the directory after it, so that the name itself survives.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from mistral_fetch.errors import OutOfSpace, StoreError, StoreNotWritable
+
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
+
+
+@contextmanager
+def disk_errors(doing: str, path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` of the disk into a store error that names the path.
+
+    Raises:
+        OutOfSpace: No space or quota left, or the file system cannot hold a file this large.
+        StoreNotWritable: Read-only or not permitted.
+        StoreError: Any other I/O error.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise explain_os_error(error, doing, path) from error
+
+
+def explain_os_error(error: OSError, doing: str, path: Path) -> StoreError:
+    """Return the store error that says what ``error`` means for ``doing`` at ``path``."""
+    detail = f"expected to write there, got: {error.strerror or error}"
+    if error.errno in _FULL:
+        return OutOfSpace(
+            f"no space left while {doing}: {path}",
+            detail=detail,
+            hint="free some space (mistral-fetch list shows what is kept) or choose another --home, then run it again",
+        )
+    if error.errno in _REFUSED:
+        return StoreNotWritable(
+            f"not allowed to write while {doing}: {path}",
+            detail=detail,
+            hint="choose a writable cache with --home DIR or MISTRAL_FETCH_HOME",
+        )
+    return StoreError(
+        f"the disk failed while {doing}: {path}",
+        detail=detail,
+        hint="check the disk (dmesg, mistral-fetch doctor), then run the same command again",
+    )
+
+
+def fsync_directory(directory: Path) -> None:
+    """Make the names in ``directory`` durable. A file system that cannot (EINVAL) is left alone."""
+    descriptor = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_directory(directory: Path) -> None:
+    """Create ``directory`` and its parents, each name durable."""
+    if directory.is_dir():
+        return
+    make_directory(directory.parent)
+    with suppress(FileExistsError):
+        directory.mkdir()
+    fsync_directory(directory.parent)
+
+
+def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
+    """Replace ``path`` by ``data`` atomically: after a crash it holds all of the old or all of the new."""
+    make_directory(path.parent)
+    temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    try:
+        try:
+            view = memoryview(data)
+            while view:
+                view = view[os.write(descriptor, view) :]
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    fsync_directory(path.parent)
+
+
+def rename_durably(source: Path, target: Path) -> None:
+    """Rename within one file system; ``source`` must have been fsynced by its writer."""
+    make_directory(target.parent)
+    source.replace(target)
+    fsync_directory(target.parent)
+    if source.parent != target.parent:
+        fsync_directory(source.parent)
+
+
+def boot_id() -> str:
+    """Return a name for this run of the operating system, or '' where there is none.
+
+    A page cache does not outlive it, so what an older boot wrote but did not sync may be gone.
+    """
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""

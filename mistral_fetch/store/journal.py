@@ -1,0 +1,86 @@
+"""The record of which pieces of a partial are durable: one append-only file per process.
+
+A line is written only after the piece's bytes were synced. Layout::
+
+    mistral-fetch-journal 1 size=<bytes> piece=<bytes> boot=<boot id or ->
+    <piece index> <sha256 of the piece> <crc32 of the two fields before, 8 hex digits>
+
+Reading stops at the first line that is cut short or whose crc32 is wrong: after a crash only the tail can be torn.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from mistral_fetch.spans import PieceGrid
+from mistral_fetch.store.durable import boot_id, fsync_directory
+
+_HEADER = re.compile(r"mistral-fetch-journal 1 size=(\d+) piece=(\d+) boot=(\S+)")
+_RECORD = re.compile(r"(\d{1,10}) ([0-9a-f]{64}) ([0-9a-f]{8})")
+MAX_JOURNAL_BYTES = 512 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class JournalRecords:
+    """What one journal says: sha256 by piece index, and whether this boot of the host wrote it."""
+
+    pieces: dict[int, str]
+    is_of_this_boot: bool
+
+
+def read_journal(path: Path, grid: PieceGrid) -> JournalRecords | None:
+    """Return the records of a journal, or None if it belongs to another file or grid."""
+    if path.stat().st_size > MAX_JOURNAL_BYTES:
+        return None
+    lines = path.read_bytes().decode("ascii", "replace").split("\n")
+    header = _HEADER.fullmatch(lines[0])
+    if header is None or (int(header[1]), int(header[2])) != (grid.size, grid.piece_length):
+        return None
+    pieces: dict[int, str] = {}
+    for line in lines[1:-1]:  # what follows the last newline is empty or torn
+        record = _RECORD.fullmatch(line)
+        if record is None or int(record[3], 16) != _crc(f"{record[1]} {record[2]}"):
+            break
+        if int(record[1]) < grid.count:
+            pieces[int(record[1])] = record[2]
+    here = boot_id()
+    return JournalRecords(pieces, is_of_this_boot=bool(here) and header[3] == here)
+
+
+class JournalWriter:
+    """Appends records; ``append`` returns once they are durable."""
+
+    def __init__(self, directory: Path, grid: PieceGrid) -> None:
+        self.path = directory / f"journal-{os.getpid()}-{secrets.token_hex(4)}.log"
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        header = f"mistral-fetch-journal 1 size={grid.size} piece={grid.piece_length} boot={boot_id() or '-'}\n"
+        self._write(header)
+        os.fsync(self._descriptor)
+        fsync_directory(directory)
+
+    def append(self, pieces: dict[int, str]) -> None:
+        """Record pieces whose bytes are durable already."""
+        lines = []
+        for index, sha256 in sorted(pieces.items()):
+            fields = f"{index} {sha256}"
+            lines.append(f"{fields} {_crc(fields):08x}\n")
+        self._write("".join(lines))
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file; it stays for the next process to read."""
+        os.close(self._descriptor)
+
+    def _write(self, text: str) -> None:
+        data = text.encode("ascii")
+        while data:
+            data = data[os.write(self._descriptor, data) :]
+
+
+def _crc(fields: str) -> int:
+    return zlib.crc32(fields.encode("ascii"))

@@ -1,0 +1,276 @@
+"""Unfinished files: the data, and the record of which pieces of it are good.
+
+A partial is a directory: ``data`` (full size from the start, sparse), ``journal-*.log`` (one per process,
+see :mod:`mistral_fetch.store.journal`), ``validator`` (what the server called this version of the file) and,
+once the blob exists, ``committed.json``. Sources write through :meth:`Partial.put`; a source with its own
+engine (the swarm) writes ``data_path`` itself and proves its pieces in its own way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mistral_fetch.errors import PieceMismatch
+from mistral_fetch.manifest import DEFAULT_PIECE_LENGTH, PieceHashes
+from mistral_fetch.spans import PieceGrid, Span, merge
+from mistral_fetch.store.durable import disk_errors, fsync_directory, make_directory, write_durably
+from mistral_fetch.store.journal import JournalWriter, read_journal
+from mistral_fetch.units import KIB, MIB
+
+# One batch: what a kill -9 may cost. Large enough that fdatasync does not stall the wire.
+BATCH_BYTES = 64 * MIB
+
+# Foreign piece grids outside these bounds are not used for writing: tiny pieces cost a journal line each.
+MIN_PIECE_LENGTH = 64 * KIB
+MAX_PIECE_LENGTH = 64 * MIB
+
+
+@dataclass(frozen=True)
+class CommittedBlob:
+    """What a partial became: kept beside it until the snapshot is complete."""
+
+    sha256: str
+    size: int
+    pieces: PieceHashes
+
+
+class Partial:
+    """One unfinished file on a grid of pieces. Not shared between threads.
+
+    Args:
+        directory: The partial's own directory; created when the first byte is written.
+        size: The file's size in bytes.
+        pieces: The manifest's piece hashes, if any; then no wrong piece is ever written.
+    """
+
+    def __init__(self, directory: Path, size: int, pieces: PieceHashes | None = None) -> None:
+        usable = pieces is not None and MIN_PIECE_LENGTH <= pieces.length <= MAX_PIECE_LENGTH
+        self.directory = directory
+        self.known_pieces = pieces if usable else None
+        self.grid = PieceGrid(size, pieces.length if usable and pieces else DEFAULT_PIECE_LENGTH)
+        self._recorded: dict[int, str] = {}
+        self._unflushed: dict[int, str] = {}
+        self._unflushed_bytes = 0
+        self._descriptor: int | None = None
+        self._journal: JournalWriter | None = None
+        self._load()
+
+    @property
+    def data_path(self) -> Path:
+        """Return where the bytes are; the file has its full size as soon as it exists."""
+        return self.directory / "data"
+
+    @property
+    def present(self) -> list[Span]:
+        """Return the spans whose pieces are written and hashed, flushed or not."""
+        return merge(self.grid.span(index) for index in (*self._recorded, *self._unflushed))
+
+    @property
+    def present_bytes(self) -> int:
+        """Return how many bytes :attr:`present` covers."""
+        return sum(self.grid.span(index).length for index in {*self._recorded, *self._unflushed})
+
+    def missing_pieces(self) -> list[int]:
+        """Return the indices still to fetch, in order."""
+        return [i for i in range(self.grid.count) if i not in self._recorded and i not in self._unflushed]
+
+    def piece_sha256(self, index: int) -> str | None:
+        """Return the sha256 of a present piece."""
+        return self._recorded.get(index) or self._unflushed.get(index)
+
+    def put(self, index: int, data: bytes | bytearray | memoryview, source: str) -> None:
+        """Verify one whole piece (when its hash is known), write it at its own offset, record it in time.
+
+        Raises:
+            PieceMismatch: ``source`` sent wrong bytes; nothing was written.
+            OutOfSpace, StoreNotWritable, StoreError: The disk refused.
+            ValueError: ``data`` has not the piece's length.
+        """
+        span = self.grid.span(index)
+        if len(data) != span.length:
+            raise ValueError(f"piece {index} has {span.length} bytes, not {len(data)}")
+        sha256 = hashlib.sha256(data).hexdigest()
+        if self.known_pieces is not None and sha256 != self.known_pieces.sha256[index]:
+            raise PieceMismatch(
+                f"piece {index} at bytes {span} from {source} is wrong",
+                detail=f"expected sha256:{self.known_pieces.sha256[index]}, got sha256:{sha256}",
+                hint="another source is tried; if this was the only one, report it to its operator",
+            )
+        with disk_errors("writing a download", self.data_path):
+            self._write(span.start, data)
+            self._unflushed[index] = sha256
+            self._unflushed_bytes += span.length
+            if self._unflushed_bytes >= BATCH_BYTES:
+                self._flush()
+
+    def flush(self) -> None:
+        """Make everything written durable, then record it (integrity rule 2).
+
+        Raises:
+            StoreError: The disk refused.
+        """
+        with disk_errors("syncing a download", self.data_path):
+            self._flush()
+
+    def close(self) -> None:
+        """Flush and close; the partial stays for a later process."""
+        self.flush()
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        self.close_without_recording()
+
+    def close_without_recording(self) -> None:
+        """Close the data file and forget what was not flushed, as after a disk error."""
+        self._unflushed.clear()
+        self._unflushed_bytes = 0
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def prepare(self) -> None:
+        """Create the directory and the full-size data file, for a source that writes by itself.
+
+        Raises:
+            StoreError: The disk refused.
+        """
+        with disk_errors("starting a download", self.directory):
+            self._open()
+
+    def reset(self) -> None:
+        """Forget all bytes: they turned out wrong, or belong to another version of the file."""
+        self.close_without_recording()
+        if self._journal is not None:
+            self._journal.close()
+            self._journal = None
+        self._recorded.clear()
+        with disk_errors("discarding a download", self.directory):
+            if self.directory.is_dir():
+                # Records first: a crash in between must never leave records without their bytes.
+                for path in sorted(self.directory.iterdir(), key=lambda path: path.name == "data"):
+                    path.unlink()
+                fsync_directory(self.directory)
+
+    def recheck(self) -> list[Span]:
+        """Re-hash every recorded piece on disk, forget those that changed and return where they were."""
+        self.flush()
+        bad = [index for index, sha256 in sorted(self._recorded.items()) if self._hash_on_disk(index) != sha256]
+        if bad:
+            kept = {index: sha256 for index, sha256 in self._recorded.items() if index not in set(bad)}
+            self._replace_journals(kept)
+        return merge(self.grid.span(index) for index in bad)
+
+    @property
+    def validator(self) -> str:
+        """Return what the server called this version (a strong ETag or a date), or ''."""
+        try:
+            return (self.directory / "validator").read_text("utf-8")
+        except FileNotFoundError:
+            return ""
+
+    def set_validator(self, validator: str) -> None:
+        """Remember the version the bytes belong to, before the first of them is written."""
+        with disk_errors("starting a download", self.directory):
+            write_durably(self.directory / "validator", validator.encode())
+
+    @property
+    def committed(self) -> CommittedBlob | None:
+        """Return which blob this partial became, if it did."""
+        try:
+            fields = json.loads((self.directory / "committed.json").read_bytes())
+            pieces = PieceHashes(int(fields["piece_length"]), tuple(map(str, fields["pieces"])))
+            return CommittedBlob(str(fields["sha256"]), int(fields["size"]), pieces)
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError):
+            return None  # torn or foreign: the partial is then simply not committed
+
+    def set_committed(self, blob: CommittedBlob) -> None:
+        """Record, durably, which blob this partial is about to become."""
+        fields = {
+            "sha256": blob.sha256,
+            "size": blob.size,
+            "piece_length": blob.pieces.length,
+            "pieces": list(blob.pieces.sha256),
+        }
+        write_durably(self.directory / "committed.json", json.dumps(fields).encode())
+
+    def remove(self) -> None:
+        """Delete the partial and its directory."""
+        self.close_without_recording()
+        with disk_errors("removing a finished download", self.directory):
+            if self.directory.is_dir():
+                shutil.rmtree(self.directory)
+                fsync_directory(self.directory.parent)
+
+    def _load(self) -> None:
+        if not self.data_path.is_file() or self.data_path.stat().st_size != self.grid.size:
+            return
+        for path in self._journal_paths():
+            records = read_journal(path, self.grid)
+            if records is None:
+                continue
+            for index, sha256 in records.pieces.items():
+                if self.known_pieces is not None and sha256 != self.known_pieces.sha256[index]:
+                    continue
+                # After a restart of the host, synced bytes should be there; should is not enough.
+                if records.is_of_this_boot or self._hash_on_disk(index) == sha256:
+                    self._recorded[index] = sha256
+
+    def _journal_paths(self) -> Iterator[Path]:
+        return iter(sorted(self.directory.glob("journal-*.log")))
+
+    def _hash_on_disk(self, index: int) -> str:
+        span = self.grid.span(index)
+        with self.data_path.open("rb") as file:
+            file.seek(span.start)
+            return hashlib.sha256(file.read(span.length)).hexdigest()
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            make_directory(self.directory)
+            self._descriptor = os.open(self.data_path, os.O_RDWR | os.O_CREAT, 0o644)
+            if os.fstat(self._descriptor).st_size != self.grid.size:
+                os.ftruncate(self._descriptor, self.grid.size)
+                os.fsync(self._descriptor)
+            fsync_directory(self.directory)
+        return self._descriptor
+
+    def _write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
+        descriptor = self._open()
+        view = memoryview(data)
+        while view:
+            written = os.pwrite(descriptor, view, offset)
+            view, offset = view[written:], offset + written
+
+    def _flush(self) -> None:
+        if not self._unflushed:
+            return
+        descriptor = self._open()
+        getattr(os, "fdatasync", os.fsync)(descriptor)
+        if self._journal is None:
+            self._journal = JournalWriter(self.directory, self.grid)
+        self._journal.append(self._unflushed)
+        self._recorded.update(self._unflushed)
+        self._unflushed = {}
+        self._unflushed_bytes = 0
+
+    def _replace_journals(self, kept: dict[int, str]) -> None:
+        with disk_errors("recording a repair", self.directory):
+            old = list(self._journal_paths())
+            if self._journal is not None:
+                self._journal.close()
+            for path in old:
+                path.unlink()
+            fsync_directory(self.directory)
+            self._recorded = {}
+            self._journal = JournalWriter(self.directory, self.grid)
+            if kept:
+                self._journal.append(kept)
+            self._recorded = kept

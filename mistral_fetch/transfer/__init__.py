@@ -1,0 +1,1 @@
+"""From a model reference to a snapshot: resolve, plan, execute."""

@@ -1,0 +1,75 @@
+"""Bytes, rates and durations, to and from text: the only place that knows 1024.
+
+Sizes are printed in decimal units (GB) as disks and networks count; GiB is shown beside them where a
+publisher's figure is binary.
+"""
+
+from __future__ import annotations
+
+import re
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+_DECIMAL = (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3))
+_FACTORS = {
+    "": 1,
+    "b": 1,
+    "k": 10**3,
+    "kb": 10**3,
+    "m": 10**6,
+    "mb": 10**6,
+    "g": 10**9,
+    "gb": 10**9,
+    "t": 10**12,
+    "tb": 10**12,
+    "kib": KIB,
+    "mib": MIB,
+    "gib": GIB,
+    "tib": 1024 * GIB,
+}
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*?)(?:/s|ps)?\s*", re.IGNORECASE)
+
+
+def format_size(size: int) -> str:
+    """Return ``size`` bytes as text with a decimal unit, such as ``14.5 GB``."""
+    for unit, factor in _DECIMAL:
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size} B"
+
+
+def format_size_both(size: int) -> str:
+    """Return ``size`` in GB and GiB, since publishers use both: ``14.48 GB (13.49 GiB)``."""
+    if size < 10**8:
+        return format_size(size)
+    return f"{size / 10**9:.2f} GB ({size / GIB:.2f} GiB)"
+
+
+def format_rate(bytes_per_second: float) -> str:
+    """Return a transfer rate as text, such as ``112.0 MB/s``."""
+    return f"{format_size(int(bytes_per_second))}/s"
+
+
+def format_duration(seconds: float) -> str:
+    """Return a duration as ``45s``, ``3m20s`` or ``2h05m``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m{whole % 60:02d}s"
+    return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def parse_size(text: str) -> int:
+    """Return the number of bytes in ``text`` (``500``, ``1.5GB``, ``4MiB``, ``10MB/s``).
+
+    Raises:
+        ValueError: The text is not a size.
+    """
+    match = _SIZE.fullmatch(text)
+    factor = _FACTORS.get(match.group(2).lower()) if match else None
+    if match is None or factor is None:
+        raise ValueError(f"not a size: {text!r}")
+    return int(float(match.group(1)) * factor)
