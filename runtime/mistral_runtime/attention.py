@@ -1,0 +1,63 @@
+"""Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) under a sliding causal window.
+
+Shapes: B batch, T new positions, S visible positions, H query heads, K key heads, D head dimension. Owns the mask
+and the choice of kernel; where keys are kept is `kv_cache.py`'s affair.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+
+from mistral_runtime.config import ModelConfig
+from mistral_runtime.kv_cache import RollingKVCache
+from mistral_runtime.rope import apply_rope
+
+
+def window_mask(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
+    """Return which key positions (S,) each query position (T,) may see, (T, S) of bool: i−W < j ≤ i."""
+    i, j = queries[:, None], keys[None, :]
+    visible = j <= i
+    return visible if window is None else visible & (j > i - window)
+
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    """Attend with q (B, T, H, D) to k and v (B, K, S, D) under mask (T, S), or to everything without one.
+
+    The H/K query heads that share a key head are laid out as extra query rows of that head, so that keys and
+    values are read once and never expanded. Returns (B, T, H·D).
+    """
+    batch, count, heads, head_dim = q.shape
+    kv_heads = k.shape[1]
+    groups = heads // kv_heads
+    rows = q.reshape(batch, count, kv_heads, groups, head_dim).permute(0, 2, 3, 1, 4)  # (B, K, H/K, T, D)
+    rows = rows.reshape(batch, kv_heads, groups * count, head_dim)  # (B, K, H/K·T, D)
+    if mask is not None:
+        mask = mask.repeat(groups, 1)  # (H/K·T, S)
+    mixed = scaled_dot_product_attention(rows, k, v, attn_mask=mask)  # (B, K, H/K·T, D)
+    mixed = mixed.reshape(batch, kv_heads, groups, count, head_dim).permute(0, 3, 1, 2, 4)  # (B, T, K, H/K, D)
+    return mixed.reshape(batch, count, heads * head_dim)
+
+
+class Attention(nn.Module):
+    """One layer's attention, named as in Mistral's checkpoints."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.head_dim = config.head_dim
+        self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
+        self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
+        self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: RollingKVCache, layer: int
+    ) -> Tensor:
+        """Return what each of the T positions of `x` (B, T, dim) gathers from those it may see."""
+        per_head = (*x.shape[:2], -1, self.head_dim)
+        q = apply_rope(self.wq(x).view(per_head), cos, sin)  # (B, T, H, D)
+        k = apply_rope(self.wk(x).view(per_head), cos, sin)  # (B, T, K, D)
+        v: Tensor = self.wv(x).view(per_head)  # (B, T, K, D)
+        keys, values = cache.update(layer, k.transpose(1, 2), v.transpose(1, 2))  # (B, K, S, D)
+        gathered: Tensor = self.wo(grouped_attention(q, keys, values, mask))  # (B, T, dim)
+        return gathered

@@ -1,0 +1,63 @@
+"""The two position-wise building blocks and the layer that joins them with attention.
+
+RMSNorm: Zhang and Sennrich 2019, arXiv 1910.07467, equation 4. SwiGLU: Shazeer 2020, arXiv 2002.05202, equation 6.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from mistral_runtime.attention import Attention
+from mistral_runtime.config import ModelConfig
+from mistral_runtime.kv_cache import RollingKVCache
+
+
+class RMSNorm(nn.Module):
+    """Scale each vector to unit root mean square, then by a learned weight."""
+
+    def __init__(self, dim: int, *, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise the last dimension of `x`; the mean square is taken in float32."""
+        wide = x.float()
+        normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
+        return normed.to(x.dtype) * self.weight
+
+
+class FeedForward(nn.Module):
+    """SwiGLU: w2(silu(w1 x) · w3 x)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w1 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+        self.w2 = nn.Linear(config.hidden_dim, config.dim, bias=False)
+        self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the gated projection of `x` (B, T, dim)."""
+        projected: Tensor = self.w2(silu(self.w1(x)) * self.w3(x))
+        return projected
+
+
+class TransformerBlock(nn.Module):
+    """Pre-norm attention and feed-forward, each added to the stream it read."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.attention = Attention(config)
+        self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.feed_forward = FeedForward(config)
+
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: RollingKVCache, layer: int
+    ) -> Tensor:
+        """Return `x` (B, T, dim) after this layer."""
+        x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache, layer)
+        fed: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        return fed

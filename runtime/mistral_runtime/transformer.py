@@ -1,0 +1,71 @@
+"""The whole model: token ids in, logits out (Jiang et al. 2023, "Mistral 7B", arXiv 2310.06825).
+
+Owns the order of the parts and what is computed once per step for all layers (angles, mask). Knows nothing of
+files, sampling or text.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from mistral_runtime.attention import window_mask
+from mistral_runtime.config import ModelConfig
+from mistral_runtime.kv_cache import RollingKVCache
+from mistral_runtime.layers import RMSNorm, TransformerBlock
+from mistral_runtime.rope import rope_cos_sin
+
+
+class Transformer(nn.Module):
+    """A Mistral model. Its `state_dict` has exactly the names of a `consolidated` checkpoint."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.tok_embeddings = nn.Embedding(config.vocab_size, config.dim)
+        self.layers = nn.ModuleList(TransformerBlock(config) for _ in range(config.n_layers))
+        self.norm = RMSNorm(config.dim, eps=config.norm_eps)
+        self.output = nn.Linear(config.dim, config.vocab_size, bias=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.tok_embeddings.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type the weights and the activations between layers have."""
+        return self.tok_embeddings.weight.dtype
+
+    def new_cache(self, context: int, *, batch_size: int = 1) -> RollingKVCache:
+        """Return an empty cache for sequences of up to `context` positions."""
+        return RollingKVCache(self.config, context=context, dtype=self.dtype, device=self.device, batch_size=batch_size)
+
+    def forward(self, tokens: Tensor, cache: RollingKVCache, *, last_only: bool = False) -> Tensor:
+        """Append `tokens` (B, T) to the sequence in `cache` and return their logits, (B, T, V) in float32.
+
+        With `last_only` the vocabulary projection is done for the last position alone: (B, 1, V). A prompt needs no
+        other, and at 32,000 columns in float32 the rest would be the largest activation of all.
+        """
+        count = tokens.shape[1]
+        cache.require_room(count)
+        positions = range(cache.length, cache.length + count)
+        cos, sin = rope_cos_sin(
+            positions, head_dim=self.config.head_dim, theta=self.config.rope_theta, device=self.device
+        )
+        x: Tensor = self.tok_embeddings(tokens)  # (B, T, dim)
+        mask = self._mask(positions, cache)
+        for index, layer in enumerate(self.layers):
+            x = layer(x, cos, sin, mask, cache, index)
+        cache.advance(count)
+        if last_only:
+            x = x[:, -1:]
+        logits: Tensor = self.output(self.norm(x))
+        return logits.float()  # (B, T, V)
+
+    def _mask(self, positions: range, cache: RollingKVCache) -> Tensor | None:
+        if len(positions) == 1:
+            return None  # the rolling cache holds what one query may see, and nothing else
+        queries = torch.arange(positions.start, positions.stop)
+        mask = window_mask(queries, cache.seen_positions(len(positions)), self.config.sliding_window)
+        return mask.to(self.device)
