@@ -1,0 +1,221 @@
+"""Settings: from flags, then the environment, then ``config.toml``, then the default, each with its origin.
+
+Owns every setting's name, unit and default. Hugging Face's own variables (``HF_TOKEN``, ``HF_ENDPOINT``,
+``HF_HOME``) are read where they are used, with the meaning users expect.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from mistral_fetch.digest import Assurance
+from mistral_fetch.errors import ConfigError
+
+ENVIRONMENT_PREFIX = "MISTRAL_FETCH_"
+VIA_CHOICES = ("auto", "http", "torrent")
+MAX_CONFIG_BYTES = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that can be set, with its default.
+
+    The environment variable of a setting is ``MISTRAL_FETCH_`` and the name in capitals; its key in
+    ``config.toml`` is the name.
+    """
+
+    home: Path
+    """The cache's directory."""
+    offline: bool = False
+    """Never open a socket; what is missing is an error."""
+    via: str = "auto"
+    """Which sources to use: auto (mirrors, then the swarm), http or torrent."""
+    min_assurance: Assurance = Assurance.BTV1
+    """The weakest proof a file may have. SHA-1 pieces are what the official torrent offers."""
+    peers: tuple[str, ...] = ()
+    """Torrent peers to connect to, ``host:port``."""
+    lock_timeout: float = 600.0
+    """Seconds to wait for another process that works on the same model; long enough for a fast pull."""
+    connect_timeout: float = 15.0
+    """Seconds to wait for a connection to a mirror."""
+    read_timeout: float = 30.0
+    """Seconds without a byte after which a mirror counts as stalled."""
+    peer_timeout: float = 15.0
+    """Seconds without any peer that has the data after which the swarm counts as dead."""
+    stall_timeout: float = 60.0
+    """Seconds without a byte from connected peers after which the swarm counts as stalled."""
+    dht: bool = True
+    """Look for peers in the public DHT; only torrents that name no peers of their own are looked up."""
+    disk_reserve: int = 256 * 1024 * 1024
+    """Bytes of free disk a download must leave."""
+    catalog: str = ""
+    """Path of another catalog file to use instead of the built-in one."""
+    python: str = ""
+    """The interpreter that has PyTorch; empty to look for one."""
+
+
+@dataclass(frozen=True)
+class LoadedSettings:
+    """The settings in force, and where each came from: ``flag``, ``environment``, the file's path or ``default``."""
+
+    values: Settings
+    origins: Mapping[str, str]
+
+
+def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str] | None = None) -> LoadedSettings:
+    """Return the settings in force.
+
+    Args:
+        flags: Settings given on the command line; None means not given.
+        environment: Where to look for variables; the process's own by default.
+
+    Raises:
+        ConfigError: A value cannot be used, or ``config.toml`` cannot be read.
+    """
+    environment = os.environ if environment is None else environment
+    file, file_values = _load_file(environment)
+    chosen: dict[str, Any] = {}
+    origins: dict[str, str] = {}
+    for field in fields(Settings):
+        name, variable = field.name, ENVIRONMENT_PREFIX + field.name.upper()
+        if flags.get(name) is not None:
+            chosen[name], origins[name] = _parse(name, flags[name], f"--{name.replace('_', '-')}"), "flag"
+        elif environment.get(variable, "") != "":
+            chosen[name], origins[name] = _parse(name, environment[variable], variable), "environment"
+        elif name in file_values:
+            chosen[name], origins[name] = _parse(name, file_values[name], f"{name} in {file}"), str(file)
+        else:
+            origins[name] = "default"
+    chosen.setdefault("home", _default_home())
+    return LoadedSettings(Settings(**chosen), origins)
+
+
+def _default_home() -> Path:
+    from platformdirs import user_cache_path
+
+    return user_cache_path("mistral-fetch", appauthor=False)
+
+
+def _load_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
+    named = environment.get(ENVIRONMENT_PREFIX + "CONFIG", "")
+    if named:
+        path = Path(named).expanduser()
+    else:
+        from platformdirs import user_config_path
+
+        path = user_config_path("mistral-fetch", appauthor=False) / "config.toml"
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_CONFIG_BYTES).decode()
+    except FileNotFoundError:
+        if not named:
+            return path, {}
+        raise ConfigError(
+            f"no configuration file at {path}",
+            detail=f"expected the file that {ENVIRONMENT_PREFIX}CONFIG names, got none",
+            hint=f"create it, or unset {ENVIRONMENT_PREFIX}CONFIG",
+        ) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise _bad_file(path, str(error)) from error
+    values = _parse_toml(path, text)
+    known = {field.name for field in fields(Settings)}
+    for name in values:
+        if name not in known:
+            raise _bad_file(path, f"expected one of {', '.join(sorted(known))}, got {name!r}")
+    return path, values
+
+
+def _parse_toml(path: Path, text: str) -> dict[str, Any]:
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise _bad_file(path, str(error)) from error
+
+
+def _bad_file(path: Path, detail: str) -> ConfigError:
+    return ConfigError(f"the configuration file {path} cannot be used", detail=detail, hint="correct or remove it")
+
+
+def _parse(name: str, value: Any, where: str) -> Any:
+    parser = _PARSERS[name]
+    try:
+        return parser(value)
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"the setting {where} cannot be used",
+            detail=str(error),
+            hint="mistral-fetch --help lists the settings; docs/configuration.md explains them",
+        ) from error
+
+
+def _to_bool(value: Any) -> bool:
+    if isinstance(value, bool):
+        return value
+    text = str(value).strip().lower()
+    if text in {"1", "true", "yes", "on"}:
+        return True
+    if text in {"0", "false", "no", "off"}:
+        return False
+    raise ValueError(f"expected true or false, got {value!r}")
+
+
+def _to_seconds(value: Any) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        raise ValueError(f"expected a number of seconds, got {value!r}") from None
+    if not 0 <= seconds <= 10**7:
+        raise ValueError(f"expected 0 to 10,000,000 seconds, got {value!r}")
+    return seconds
+
+
+def _to_size(value: Any) -> int:
+    from mistral_fetch.units import parse_size
+
+    return parse_size(str(value))
+
+
+def _to_via(value: Any) -> str:
+    if value not in VIA_CHOICES:
+        raise ValueError(f"expected one of {', '.join(VIA_CHOICES)}, got {value!r}")
+    return str(value)
+
+
+def _to_assurance(value: Any) -> Assurance:
+    return value if isinstance(value, Assurance) else Assurance.parse(str(value))
+
+
+def _to_peers(value: Any) -> tuple[str, ...]:
+    listed = value.replace(",", " ").split() if isinstance(value, str) else list(value)
+    for peer in listed:
+        host, _, port = str(peer).rpartition(":")
+        if not host or not port.isdigit() or not 0 < int(port) < 65536:
+            raise ValueError(f"expected host:port, got {peer!r}")
+    return tuple(map(str, listed))
+
+
+_PARSERS: dict[str, Callable[[Any], Any]] = {
+    "home": lambda value: Path(value).expanduser().absolute(),
+    "offline": _to_bool,
+    "via": _to_via,
+    "min_assurance": _to_assurance,
+    "peers": _to_peers,
+    "lock_timeout": _to_seconds,
+    "connect_timeout": _to_seconds,
+    "read_timeout": _to_seconds,
+    "peer_timeout": _to_seconds,
+    "stall_timeout": _to_seconds,
+    "dht": _to_bool,
+    "disk_reserve": _to_size,
+    "catalog": str,
+    "python": str,
+}

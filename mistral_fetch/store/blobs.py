@@ -1,0 +1,115 @@
+"""Verified bytes, named by their sha256. A blob gets its name only after its whole content matched.
+
+The order of a commit, so that a power cut at any line leaves nothing wrong and loses nothing verified:
+
+1. fsync the data, so that what is hashed is what will be there.
+2. Hash the file from disk; compare size and every digest the manifest gave.
+3. Write ``committed.json`` in the partial: which blob this is about to become.
+4. Make it read-only, rename it to its digest, fsync both directories.
+
+The partial's directory stays, holding only that note, until the snapshot is complete: a crash in between
+finds the blob again even when the manifest knew no sha256 beforehand.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from mistral_fetch.digest import Digest
+from mistral_fetch.errors import DigestMismatch, IntegrityError, SizeMismatch
+from mistral_fetch.events import BytesVerified, Report
+from mistral_fetch.manifest import DEFAULT_PIECE_LENGTH, FileEntry
+from mistral_fetch.store.durable import disk_errors, rename_durably
+from mistral_fetch.store.hashing import FileHashes, hash_file
+from mistral_fetch.store.layout import Layout
+from mistral_fetch.store.partials import CommittedBlob, Partial
+
+
+def find_blob(layout: Layout, sha256: str, size: int) -> Path | None:
+    """Return the blob's path if it is there with its full size."""
+    path = layout.blob(sha256)
+    try:
+        return path if path.stat().st_size == size else None
+    except OSError:
+        return None
+
+
+def commit_partial(
+    layout: Layout,
+    entry: FileEntry,
+    partial: Partial,
+    report: Report,
+    check_stop: Callable[[], None],
+) -> CommittedBlob:
+    """Verify a filled partial as a whole and turn it into a blob.
+
+    Raises:
+        SizeMismatch, DigestMismatch: The bytes are not the promised ones; the partial is left as it was.
+        StoreError: The disk refused.
+        Interrupted: ``check_stop`` raised it; the partial is left as it was.
+    """
+    partial.close()
+    with disk_errors("verifying a download", partial.data_path):
+        _fsync_file(partial.data_path)
+        hashes = _hash_reporting(entry, partial, report, check_stop)
+    compare(entry, hashes)
+    blob = CommittedBlob(hashes.digest("sha256").value, hashes.size, hashes.pieces)
+    with disk_errors("publishing a verified file", layout.blob(blob.sha256)):
+        partial.set_committed(blob)
+        partial.data_path.chmod(0o444)
+        rename_durably(partial.data_path, layout.blob(blob.sha256))
+    return blob
+
+
+def compare(entry: FileEntry, hashes: FileHashes) -> None:
+    """Check a file's hashes against everything the manifest says about it.
+
+    Raises:
+        SizeMismatch, DigestMismatch: With expected and actual.
+    """
+    if entry.size is not None and hashes.size != entry.size:
+        raise SizeMismatch(
+            f"{entry.path} has the wrong size",
+            detail=f"expected {entry.size} bytes, got {hashes.size}",
+            hint=_REFETCH,
+        )
+    for expected in entry.digests:
+        actual = hashes.digest(expected.algorithm)
+        if actual != expected:
+            raise digest_mismatch(entry.path, expected, actual)
+    if entry.pieces is not None and entry.pieces.length == hashes.pieces.length and entry.pieces != hashes.pieces:
+        raise IntegrityError(
+            f"the piece hashes of {entry.path} contradict its sha256",
+            detail="expected pieces that belong to the file, got others",
+            hint="the manifest is inconsistent: do not use it, and tell its publisher",
+        )
+
+
+_REFETCH = "run the command again to fetch it anew; if it persists, the source serves another file"
+
+
+def digest_mismatch(path: str, expected: Digest, actual: Digest) -> DigestMismatch:
+    """Return the error for a whole file that differs."""
+    return DigestMismatch(
+        f"{path} is not the file that was promised", detail=f"expected {expected}, got {actual}", hint=_REFETCH
+    )
+
+
+def _hash_reporting(entry: FileEntry, partial: Partial, report: Report, check_stop: Callable[[], None]) -> FileHashes:
+    def advance(done: int) -> None:
+        check_stop()
+        report(BytesVerified(entry.path, done, partial.grid.size))
+
+    algorithms = {"sha256", *(digest.algorithm for digest in entry.digests)}
+    piece_length = entry.pieces.length if partial.known_pieces and entry.pieces else DEFAULT_PIECE_LENGTH
+    return hash_file(partial.data_path, sorted(algorithms), piece_length, advance)
+
+
+def _fsync_file(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

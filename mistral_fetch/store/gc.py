@@ -1,0 +1,94 @@
+"""Deleting: plan what a removal frees, then execute the plan. ``--dry-run`` is the plan alone.
+
+A blob is kept as long as any snapshot links to it, and the refs go first: a crash in between leaves bytes
+nobody names, never a name without its bytes.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mistral_fetch.errors import MistralFetchError
+from mistral_fetch.store.durable import disk_errors, fsync_directory
+from mistral_fetch.store.layout import Layout
+from mistral_fetch.store.snapshots import RefRecord, list_refs, load_manifest
+
+
+@dataclass(frozen=True)
+class RemovalPlan:
+    """What a removal deletes: refs, then snapshots, then blobs; and how many bytes that frees."""
+
+    refs: tuple[RefRecord, ...]
+    snapshots: tuple[Path, ...]
+    blobs: tuple[Path, ...]
+    partials: tuple[Path, ...]
+    freed_bytes: int
+
+
+def plan_removal(layout: Layout, records: Sequence[RefRecord], partials: Sequence[Path] = ()) -> RemovalPlan:
+    """Return what deleting these refs (and partials) would delete, touching nothing."""
+    kept = {record.content_digest for record in list_refs(layout) if record not in records}
+    doomed = sorted({record.content_digest for record in records} - kept)
+    still_used = {blob for directory in _snapshots(layout, excluding=doomed) for blob in _blobs_of(layout, directory)}
+    blobs = sorted({blob for digest in doomed for blob in _blobs_of(layout, layout.snapshot(digest))} - still_used)
+    snapshots = tuple(layout.snapshot(digest) for digest in doomed if layout.snapshot(digest).is_dir())
+    freed = sum(blob.stat().st_size for blob in blobs) + sum(allocated_bytes(path) for path in partials)
+    return RemovalPlan(tuple(records), snapshots, tuple(blobs), tuple(partials), freed)
+
+
+def execute_removal(layout: Layout, plan: RemovalPlan) -> None:
+    """Carry a removal plan out.
+
+    Raises:
+        StoreError: The disk refused; what is left can be removed by running it again.
+    """
+    with disk_errors("removing a model", layout.home):
+        for record in plan.refs:
+            path = layout.ref(record.key, record.channel)
+            path.unlink(missing_ok=True)
+            fsync_directory(path.parent)
+            if not any(path.parent.iterdir()):
+                path.parent.rmdir()
+        for directory in plan.snapshots:
+            # Not complete any more before anything in it goes, so no reader trusts a half-removed directory.
+            (directory / ".complete").unlink(missing_ok=True)
+            fsync_directory(directory)
+            shutil.rmtree(directory)
+        for blob in plan.blobs:
+            blob.unlink(missing_ok=True)
+        for partial in plan.partials:
+            shutil.rmtree(partial)
+
+
+def allocated_bytes(directory: Path) -> int:
+    """Return how much disk a directory's files take, holes of sparse files left out."""
+    return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
+
+
+def list_partials(layout: Layout) -> list[Path]:
+    """Return the directories of all unfinished files."""
+    try:
+        return sorted(path for path in layout.partials.iterdir() if path.is_dir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _snapshots(layout: Layout, excluding: Sequence[str]) -> list[Path]:
+    try:
+        return [path for path in layout.snapshots.iterdir() if path.is_dir() and path.name not in excluding]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _blobs_of(layout: Layout, directory: Path) -> list[Path]:
+    try:
+        manifest = load_manifest(directory)
+    except MistralFetchError:
+        # A damaged snapshot still holds on to what its links say.
+        links = (path for path in directory.rglob("*") if path.is_symlink())
+        return [blob for blob in (path.resolve() for path in links) if blob.parent.parent == layout.blobs.resolve()]
+    paths = (layout.blob(entry.sha256 or "") for entry in manifest.files)
+    return [path for path in paths if path.is_file()]

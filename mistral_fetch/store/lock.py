@@ -1,0 +1,102 @@
+"""One worker per ref across processes: a courtesy, bounded in time, that names its owner.
+
+Correctness never rests on it (pieces are verified and written at their own offsets), because network file
+systems lie about flock: where the lock cannot be had at all, the work goes on without.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mistral_fetch.errors import StoreLocked
+from mistral_fetch.store.durable import disk_errors, make_directory
+
+try:
+    import fcntl
+except ImportError:  # not a POSIX system: the courtesy is not offered there
+    fcntl = None  # type: ignore[assignment]
+
+POLL_SECONDS = 0.2
+_BUSY = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
+
+
+@contextmanager
+def locked(
+    path: Path, doing: str, timeout_seconds: float, on_wait: Callable[[str], None], check_stop: Callable[[], None]
+) -> Iterator[None]:
+    """Hold the lock at ``path`` for the duration of a ``with`` block.
+
+    Args:
+        path: The lock file; it stays afterwards, since removing it would race.
+        doing: What the owner is doing, for those who wait.
+        timeout_seconds: How long to wait for another owner.
+        on_wait: Told once, in words, who holds the lock.
+        check_stop: Called while waiting; may raise.
+
+    Raises:
+        StoreLocked: Another process kept the lock longer than ``timeout_seconds``.
+        StoreError: The lock file cannot be created.
+    """
+    with disk_errors("locking the cache", path):
+        make_directory(path.parent)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        _acquire(descriptor, path, timeout_seconds, on_wait, check_stop)
+        _write_owner(descriptor, doing)
+        yield
+    finally:
+        os.close(descriptor)  # closing releases the lock, as does any way of dying
+
+
+def _acquire(
+    descriptor: int, path: Path, timeout_seconds: float, on_wait: Callable[[str], None], check_stop: Callable[[], None]
+) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    told = False
+    while not _try_lock(descriptor):
+        check_stop()
+        owner = describe_owner(path)
+        if time.monotonic() >= deadline:
+            raise StoreLocked(
+                f"another process works on this model: {path.name}",
+                detail=f"waited {timeout_seconds:g} seconds for {owner}",
+                hint="wait for it, or stop it; --lock-timeout SECONDS changes how long to wait",
+            )
+        if not told:
+            on_wait(owner)
+            told = True
+        time.sleep(POLL_SECONDS)
+
+
+def _try_lock(descriptor: int) -> bool:
+    if fcntl is None:
+        return True  # type: ignore[unreachable]
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        # Any other error means no locks on this file system: go on without the courtesy.
+        return error.errno not in _BUSY
+    return True
+
+
+def _write_owner(descriptor: int, doing: str) -> None:
+    owner = {"pid": os.getpid(), "host": socket.gethostname(), "doing": doing, "since": int(time.time())}
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+
+
+def describe_owner(path: Path) -> str:
+    """Return who holds the lock, in words; the note may be torn, so nothing depends on it."""
+    try:
+        owner = json.loads(path.read_bytes()[:4096])
+        age = max(0, int(time.time()) - int(owner["since"]))
+        return f"process {owner['pid']} on {owner['host']} ({owner['doing']}), since {age} seconds"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "a process that left no name"

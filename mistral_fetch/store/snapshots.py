@@ -1,0 +1,217 @@
+"""Models laid out as directories of links to blobs, and the refs that name them.
+
+A snapshot is built in a hidden directory beside its final place and renamed into it, ``.complete`` last, so
+a reader sees all of it or nothing. Its name is the manifest's content digest: two channels that bring the
+same files end in the same snapshot.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from mistral_fetch.errors import IntegrityError, StoreError
+from mistral_fetch.manifest import Manifest
+from mistral_fetch.metalink import parse_metalink, serialise_metalink
+from mistral_fetch.store.blobs import find_blob
+from mistral_fetch.store.durable import disk_errors, fsync_directory, make_directory, write_durably
+from mistral_fetch.store.layout import Layout, unquote_name
+
+MANIFEST_NAME = "manifest.meta4"
+PROVENANCE_NAME = "PROVENANCE.json"
+COMPLETE_NAME = ".complete"
+_LICENCE_TEXTS = {"Apache-2.0": "Apache-2.0.txt"}
+
+
+@dataclass(frozen=True)
+class RefRecord:
+    """One name of a snapshot: the ref's key, the channel it came by, when it was pulled (seconds since 1970)."""
+
+    key: str
+    channel: str
+    content_digest: str
+    pulled_at: int
+
+
+def find_snapshot(layout: Layout, content_digest: str) -> Path | None:
+    """Return the snapshot's directory if it is complete and every file is there with its size."""
+    directory = layout.snapshot(content_digest)
+    try:
+        sizes = _read_complete(directory)["sizes"]
+        for path, size in sizes.items():
+            if (directory / path).stat().st_size != size:
+                return None
+    except (OSError, StoreError, AttributeError):
+        return None
+    return directory
+
+
+def load_manifest(directory: Path) -> Manifest:
+    """Return the manifest a complete snapshot was made from.
+
+    Raises:
+        StoreError: The snapshot is not complete or cannot be read.
+        IntegrityError: Its manifest is not the one ``.complete`` speaks of.
+    """
+    complete = _read_complete(directory)
+    try:
+        data = (directory / MANIFEST_NAME).read_bytes()
+    except OSError as error:
+        raise _broken(directory, f"expected {MANIFEST_NAME}, got: {error.strerror}") from error
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != complete.get("manifest_sha256"):
+        raise IntegrityError(
+            f"the manifest of the snapshot at {directory} was changed",
+            detail=f"expected sha256:{complete.get('manifest_sha256')}, got sha256:{actual}",
+            hint="remove the model with mistral-fetch rm and pull it again",
+        )
+    return parse_metalink(data)
+
+
+def load_provenance(directory: Path) -> dict[str, Any]:
+    """Return what ``PROVENANCE.json`` records about a snapshot.
+
+    Raises:
+        StoreError: It cannot be read.
+    """
+    try:
+        record = json.loads((directory / PROVENANCE_NAME).read_bytes())
+    except (OSError, ValueError) as error:
+        raise _broken(directory, f"expected {PROVENANCE_NAME}, got: {error}") from error
+    return record if isinstance(record, dict) else {}
+
+
+def write_snapshot(layout: Layout, manifest: Manifest, provenance: Mapping[str, Any]) -> Path:
+    """Lay a fully pinned manifest out as a directory, all of whose blobs are in the store.
+
+    Raises:
+        StoreError: A blob is missing, or the disk refused.
+    """
+    content_digest = manifest.content_digest().value
+    final = layout.snapshot(content_digest)
+    existing = find_snapshot(layout, content_digest)
+    if existing is not None:
+        return existing
+    draft = layout.snapshots / f".{content_digest[:16]}-{secrets.token_hex(6)}.tmp"
+    with disk_errors("laying out the model", draft):
+        make_directory(layout.snapshots)
+        try:
+            _fill(layout, manifest, provenance, draft, final)
+            if final.is_dir():
+                # It has no valid .complete, so nobody may use it: left over from a damaged or foreign cache.
+                shutil.rmtree(final)
+            draft.rename(final)
+        except BaseException:
+            shutil.rmtree(draft, ignore_errors=True)
+            raise
+        fsync_directory(layout.snapshots)
+    return final
+
+
+def _fill(layout: Layout, manifest: Manifest, provenance: Mapping[str, Any], draft: Path, final: Path) -> None:
+    draft.mkdir()
+    for entry in manifest.files:
+        blob = find_blob(layout, entry.sha256 or "", entry.size or 0)
+        if blob is None:
+            raise _broken(final, f"expected a blob for {entry.path}, got none")
+        link = draft / entry.path
+        make_directory(link.parent)
+        link_blob(blob, link, final / entry.path)
+    licence = _LICENCE_TEXTS.get(manifest.info.licence)
+    if licence is not None and not (draft / "LICENSE").exists():
+        text = (resources.files("mistral_fetch") / "licences" / licence).read_bytes()
+        write_durably(draft / "LICENSE", text)
+    data = serialise_metalink(manifest)
+    write_durably(draft / MANIFEST_NAME, data)
+    write_durably(draft / PROVENANCE_NAME, _json_bytes(provenance))
+    for directory in {draft, *(path.parent for path in draft.rglob("*"))}:
+        fsync_directory(directory)
+    complete = {
+        "manifest_sha256": hashlib.sha256(data).hexdigest(),
+        "sizes": {entry.path: entry.size for entry in manifest.files},
+    }
+    write_durably(draft / COMPLETE_NAME, _json_bytes(complete))
+
+
+def link_blob(blob: Path, link: Path, final_link: Path) -> None:
+    """Make ``link`` stand for ``blob``: a relative symbolic link, else a hard link, else a copy.
+
+    ``final_link`` is where the link will be once its directory has its final name; it has the same depth.
+    """
+    try:
+        link.symlink_to(os.path.relpath(blob, final_link.parent))
+        return
+    except (OSError, NotImplementedError):  # file systems and platforms without symbolic links
+        link.unlink(missing_ok=True)
+    try:
+        os.link(blob, link)
+    except OSError:
+        shutil.copyfile(blob, link)
+
+
+def write_ref(layout: Layout, record: RefRecord) -> None:
+    """Record, durably, which snapshot a name stands for on one channel.
+
+    Raises:
+        StoreError: The disk refused.
+    """
+    path = layout.ref(record.key, record.channel)
+    fields = {"snapshot": record.content_digest, "ref": record.key, "channel": record.channel}
+    with disk_errors("naming the model", path):
+        write_durably(path, _json_bytes({**fields, "pulled_at": record.pulled_at}))
+
+
+def list_refs(layout: Layout) -> list[RefRecord]:
+    """Return every ref in the cache, the newest pull first."""
+    try:
+        directories = list(layout.refs.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    records = [record for directory in directories for record in _read_refs(directory)]
+    return sorted(records, key=lambda record: (-record.pulled_at, record.key, record.channel))
+
+
+def find_refs(layout: Layout, key: str) -> list[RefRecord]:
+    """Return what one name stands for, by channel, the newest pull first."""
+    return sorted(_read_refs(layout.ref(key, "x").parent), key=lambda record: -record.pulled_at)
+
+
+def _read_refs(directory: Path) -> Iterator[RefRecord]:
+    try:
+        paths = sorted(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    for path in paths:
+        try:
+            fields = json.loads(path.read_bytes())
+            yield RefRecord(
+                str(fields["ref"]), unquote_name(path.name), str(fields["snapshot"]), int(fields["pulled_at"])
+            )
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # a temporary file of a writer, or a torn one of a foreign program: it names nothing
+
+
+def _read_complete(directory: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads((directory / COMPLETE_NAME).read_bytes())
+    except (OSError, ValueError) as error:
+        raise _broken(directory, f"expected a readable {COMPLETE_NAME}, got: {error}") from error
+    if not isinstance(fields, dict) or not isinstance(fields.get("sizes"), dict):
+        raise _broken(directory, f"expected sizes in {COMPLETE_NAME}, got something else")
+    return fields
+
+
+def _broken(directory: Path, detail: str) -> StoreError:
+    return StoreError(f"the snapshot at {directory} is not complete", detail=detail, hint="pull the model again")
+
+
+def _json_bytes(fields: Mapping[str, Any]) -> bytes:
+    return (json.dumps(fields, indent=1, ensure_ascii=False) + "\n").encode()
