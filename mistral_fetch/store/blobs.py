@@ -5,7 +5,8 @@ The order of a commit, so that a power cut at any line leaves nothing wrong and 
 1. fsync the data, so that what is hashed is what will be there.
 2. Hash the file from disk; compare size and every digest the manifest gave.
 3. Write ``committed.json`` in the partial: which blob this is about to become.
-4. Make it read-only, rename it to its digest, fsync both directories.
+4. Rename it to its digest, fsync both directories, make it read-only (last, so that a crash never leaves a
+   partial that the next run may not write).
 
 The partial's directory stays, holding only that note, until the snapshot is complete: a crash in between
 finds the blob again even when the manifest knew no sha256 beforehand.
@@ -50,6 +51,7 @@ def commit_partial(
         StoreError: The disk refused.
         Interrupted: ``check_stop`` raised it; the partial is left as it was.
     """
+    partial.prepare()
     partial.close()
     with disk_errors("verifying a download", partial.data_path):
         _fsync_file(partial.data_path)
@@ -58,8 +60,8 @@ def commit_partial(
     blob = CommittedBlob(hashes.digest("sha256").value, hashes.size, hashes.pieces)
     with disk_errors("publishing a verified file", layout.blob(blob.sha256)):
         partial.set_committed(blob)
-        partial.data_path.chmod(0o444)
         rename_durably(partial.data_path, layout.blob(blob.sha256))
+        layout.blob(blob.sha256).chmod(0o444)
     return blob
 
 

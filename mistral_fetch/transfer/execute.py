@@ -1,0 +1,261 @@
+"""Carrying out an offer: the one place where sources, partials, verification and the snapshot meet.
+
+The order is the safety: fetch into partials, verify each file as a whole, give it its blob name, lay out the
+snapshot, name it with a ref, and only then forget the partials.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from mistral_fetch import __version__
+from mistral_fetch.digest import Assurance, Digest
+from mistral_fetch.errors import (
+    AllSourcesFailed,
+    DigestMismatch,
+    Interrupted,
+    MistralFetchError,
+    StoreError,
+    UsageError,
+)
+from mistral_fetch.events import (
+    BytesReceived,
+    Event,
+    FileVerified,
+    Notice,
+    Report,
+    SnapshotReady,
+    SourceFailed,
+    SourceLied,
+    TransferPlanned,
+)
+from mistral_fetch.manifest import FileEntry, Manifest, PieceHashes
+from mistral_fetch.sources.base import Source, StopSignal, Target
+from mistral_fetch.store.blobs import commit_partial, find_blob
+from mistral_fetch.store.layout import Layout
+from mistral_fetch.store.partials import CommittedBlob, Partial
+from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
+from mistral_fetch.transfer.offer import Offer, partial_key
+from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, plan_transfer
+
+# How often a file may turn out wrong as a whole and be fetched anew before the source is given up.
+MAX_WHOLE_FILE_FAILURES = 2
+
+
+@dataclass(frozen=True)
+class Acquired:
+    """A model that is now complete in the store."""
+
+    directory: Path
+    content_digest: str
+    received_bytes: int
+    assurance: Assurance
+
+
+@dataclass
+class _Work:
+    """One file on its way: its partial, and what it became."""
+
+    entry: FileEntry
+    partial: Partial
+    blob: CommittedBlob | None = None
+    assurance: Assurance = Assurance.SIZE
+    failures: int = 0
+
+
+def execute_offer(
+    offer: Offer,
+    ref_key: str,
+    layout: Layout,
+    *,
+    floor: Assurance,
+    disk_reserve_bytes: int,
+    report: Report,
+    stop: StopSignal,
+) -> Acquired:
+    """Fetch what is missing of an offer, verify all of it and publish the snapshot.
+
+    Raises:
+        AllSourcesFailed, TransferError, IntegrityError, AccessError: No source could deliver.
+        AssuranceTooLow: Nothing strong enough vouches for a file.
+        StoreError: The disk refused, or is too small.
+        Interrupted: A stop was asked for; what is verified is kept.
+    """
+    ledger = _Ledger(report)
+    work = [_open_work(layout, offer, entry) for entry in offer.manifest.files]
+    try:
+        _announce(layout, offer, work, disk_reserve_bytes, ledger.report)
+        _obtain_all(layout, offer, work, floor, ledger, stop)
+    finally:
+        for item in work:
+            item.partial.close_without_recording()
+    manifest = _pinned(offer.manifest, work)
+    provenance = _provenance(manifest, offer, ref_key, work, ledger)
+    directory = write_snapshot(layout, manifest, provenance)
+    content_digest = manifest.content_digest().value
+    write_ref(layout, RefRecord(ref_key, offer.channel, content_digest, int(time.time())))
+    for item in work:
+        item.partial.remove()
+    report(SnapshotReady(str(directory), content_digest))
+    weakest = min(item.assurance for item in work)
+    return Acquired(directory, content_digest, ledger.received_bytes, weakest)
+
+
+def _open_work(layout: Layout, offer: Offer, entry: FileEntry) -> _Work:
+    partial = Partial(layout.partial(partial_key(offer, entry)), entry.size or 0, entry.pieces)
+    work = _Work(entry, partial)
+    committed = partial.committed
+    if committed is not None and find_blob(layout, committed.sha256, committed.size):
+        work.blob, work.assurance = committed, max(entry.assurance, _source_assurance(offer, entry))
+    elif entry.sha256 and find_blob(layout, entry.sha256, entry.size or 0):
+        pieces = entry.pieces or PieceHashes(0, ())
+        work.blob, work.assurance = CommittedBlob(entry.sha256, entry.size or 0, pieces), Assurance.SHA256
+    return work
+
+
+def _source_assurance(offer: Offer, entry: FileEntry) -> Assurance:
+    """Return what a blob committed by an earlier run was at least proved by: no weaker source was let in."""
+    levels = {"btmh": Assurance.BTV2, "btih": Assurance.BTV1}
+    return levels.get(offer.identity[:4], entry.assurance)
+
+
+def _announce(layout: Layout, offer: Offer, work: Sequence[_Work], reserve_bytes: int, report: Report) -> None:
+    states = {
+        item.entry.path: FileState(item.blob.sha256 if item.blob else None, item.partial.present_bytes) for item in work
+    }
+    plan = plan_transfer(offer.manifest.files, states)
+    check_disk(plan, shutil.disk_usage(layout.home).free, reserve_bytes, str(layout.home))
+    report(TransferPlanned(offer.manifest.info.name or offer.identity, plan.total_bytes, plan.present_bytes, len(work)))
+
+
+def _obtain_all(
+    layout: Layout, offer: Offer, work: Sequence[_Work], floor: Assurance, ledger: _Ledger, stop: StopSignal
+) -> None:
+    causes: list[MistralFetchError] = []
+    for opening in offer.sources:
+        if all(item.blob for item in work):
+            return
+        label = "a source"
+        try:
+            source = opening()
+            label = source.label
+            _obtain_from(layout, source, work, floor, ledger, stop)
+        except (StoreError, Interrupted, UsageError):
+            raise
+        except MistralFetchError as error:
+            causes.append(error)
+            ledger.report(SourceFailed(label, f"{error.what}: {error.detail}", will_retry=False))
+    if all(item.blob for item in work):
+        return
+    if len(causes) == 1:
+        raise causes[0]
+    raise AllSourcesFailed(
+        f"no source could deliver {offer.manifest.info.name or offer.identity}",
+        causes,
+        hint="run the same command again later: what was verified is kept; mistral-fetch doctor explains this machine",
+    )
+
+
+def _obtain_from(
+    layout: Layout, source: Source, work: Sequence[_Work], floor: Assurance, ledger: _Ledger, stop: StopSignal
+) -> None:
+    """Fetch every missing file from one source, and again what turned out wrong as a whole."""
+    while missing := [item for item in work if item.blob is None]:
+        check_assurance(tuple(item.entry for item in missing), source.assurance, floor)
+        source.fetch([Target(item.entry, item.partial) for item in missing], ledger.report, stop)
+        for item in missing:
+            _commit(layout, source, item, ledger, stop)
+
+
+def _commit(layout: Layout, source: Source, item: _Work, ledger: _Ledger, stop: StopSignal) -> None:
+    try:
+        item.blob = commit_partial(layout, item.entry, item.partial, ledger.report, stop.check)
+    except DigestMismatch as error:
+        item.failures += 1
+        _learn_from_mismatch(source, item, error, ledger.report)
+        if item.failures >= MAX_WHOLE_FILE_FAILURES:
+            raise
+        return
+    item.assurance = max(item.entry.assurance, source.assurance)
+    ledger.report(FileVerified(item.entry.path, item.blob.size, item.blob.sha256, item.assurance.label))
+
+
+def _learn_from_mismatch(source: Source, item: _Work, error: DigestMismatch, report: Report) -> None:
+    """Tell a disk that changed under us from a source that lied, and keep what is still good."""
+    changed = item.partial.recheck()
+    if changed:
+        places = ", ".join(map(str, changed[:3]))
+        report(Notice(f"{item.entry.path}: bytes on disk changed after they were written at {places}"))
+        return
+    expected, _, actual = error.detail.partition(", got ")
+    report(SourceLied(source.label, item.entry.path, "the whole file", expected.removeprefix("expected "), actual))
+    item.partial.reset()
+
+
+def _pinned(manifest: Manifest, work: Sequence[_Work]) -> Manifest:
+    """Return the manifest with our own full digests in it (integrity rule 8)."""
+    entries = []
+    for item in work:
+        assert item.blob is not None
+        others = tuple(digest for digest in item.entry.digests if digest.algorithm != "sha256")
+        digests = (Digest("sha256", item.blob.sha256), *others)
+        pieces = item.blob.pieces if item.blob.pieces.length else None
+        entries.append(replace(item.entry, digests=digests, pieces=pieces))
+    return manifest.with_files(entries)
+
+
+def _provenance(
+    manifest: Manifest, offer: Offer, ref_key: str, work: Sequence[_Work], ledger: _Ledger
+) -> dict[str, Any]:
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    info = manifest.info
+    files = [
+        {
+            "path": item.entry.path,
+            "size": item.blob.size,
+            "sha256": item.blob.sha256,
+            "assurance": item.assurance.label,
+            "promised": [str(digest) for digest in item.entry.digests],
+            "sources": sorted(ledger.sources.get(item.entry.path, {"this cache"})),
+            "verified_at": now,
+        }
+        for item in work
+        if item.blob is not None
+    ]
+    return {
+        "schema": 1,
+        "ref": ref_key,
+        "channel": offer.channel,
+        "identity": offer.identity,
+        "name": info.name,
+        "version": info.version,
+        "licence": info.licence,
+        "credit": info.credit,
+        "source_url": info.source_url,
+        "weight_format": info.weight_format,
+        "chat_template": info.chat_template or None,
+        "content_digest": str(manifest.content_digest()),
+        "tool": f"mistral-fetch {__version__}",
+        "files": files,
+    }
+
+
+class _Ledger:
+    """Passes events on and remembers who sent what, for the provenance."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.sources: dict[str, set[str]] = {}
+        self.received_bytes = 0
+
+    def report(self, event: Event) -> None:
+        if isinstance(event, BytesReceived):
+            self.sources.setdefault(event.path, set()).add(event.source)
+            self.received_bytes += event.length
+        self._report(event)

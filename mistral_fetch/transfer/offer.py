@@ -1,0 +1,42 @@
+"""An offer: one layout of a model that some sources can deliver. Values between resolve, plan and execute."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from mistral_fetch.manifest import FileEntry, Manifest
+from mistral_fetch.sources.base import Source
+
+
+@dataclass(frozen=True)
+class Offer:
+    """Files that are known by name and size, and how to get them.
+
+    ``identity`` names the content where the manifest's digests do not: an info-hash, or an address. ``sources``
+    are opened one after the other, each only when the one before has failed.
+    """
+
+    channel: str
+    identity: str
+    manifest: Manifest
+    sources: tuple[Callable[[], Source], ...]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An offer that may still need the network to be known, such as a magnet link's metadata."""
+
+    channel: str
+    open: Callable[[], Offer]
+
+
+def partial_key(offer: Offer, entry: FileEntry) -> str:
+    """Return the name of a file's partial: by its content where that is known, so that channels share it."""
+    for algorithm in ("sha256", "gitsha1"):
+        digest = entry.digest(algorithm)
+        if digest is not None:
+            return f"{algorithm}-{digest.value}"
+    name = hashlib.sha256(f"{offer.identity}\n{entry.path}".encode()).hexdigest()
+    return f"{offer.identity[:60]}-{name[:24]}"
