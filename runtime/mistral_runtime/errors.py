@@ -5,8 +5,9 @@
         MissingFile · MalformedConfig · UnknownConfigKey · UnsupportedModel
         MalformedCheckpoint · UnsafePickle · MissingShard
         MissingTensor · UnexpectedTensor · ShapeMismatch · DtypeMismatch
+        MalformedTokenizer · NonFiniteLogits
       DeviceError                      this machine cannot do what was asked
-        DeviceUnavailable · NotEnoughMemory
+        DeviceUnavailable · NotEnoughMemory · MissingDependency
       RequestError                     the question itself cannot be served
         PromptTooLong · EmptyPrompt · NoChatTemplate · BadSampling · BadRequest
 
@@ -96,6 +97,14 @@ class DtypeMismatch(CheckpointError):
     """A tensor is neither bfloat16, float16 nor float32, or differs from its siblings."""
 
 
+class MalformedTokenizer(CheckpointError):
+    """The tokenizer file does not load, or its vocabulary is not the model's."""
+
+
+class NonFiniteLogits(CheckpointError):
+    """The model computed NaN or infinity, so no next token can be told."""
+
+
 class DeviceError(MistralRuntimeError):
     """The machine lacks something."""
 
@@ -106,6 +115,10 @@ class DeviceUnavailable(DeviceError):
 
 class NotEnoughMemory(DeviceError):
     """The memory plan does not fit, found before loading."""
+
+
+class MissingDependency(DeviceError):
+    """A library that the runtime stands on is not installed for this interpreter."""
 
 
 class RequestError(MistralRuntimeError):
@@ -132,3 +145,11 @@ class BadSampling(RequestError):
 
 class BadRequest(RequestError):
     """Any other argument that cannot be used."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asked the program to end: no failure, so not in the tree and past every `except Exception`."""
+
+    def __init__(self, signal_number: int) -> None:
+        super().__init__(signal_number)
+        self.exit_code = 128 + signal_number

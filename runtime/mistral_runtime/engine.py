@@ -1,0 +1,159 @@
+"""Token ids in, token ids out: prefill, decode, stop.
+
+Owns the loop and its clocks. Knows nothing of text: no tokenizer, no prompt, no stop string.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mistral_runtime.config import ModelConfig
+from mistral_runtime.errors import BadRequest, EmptyPrompt, PromptTooLong
+from mistral_runtime.kv_cache import RollingKVCache
+from mistral_runtime.sampling import SamplingParams, new_generator, next_token
+from mistral_runtime.transformer import Transformer
+
+# Positions per prefill step. Large enough to be bound by arithmetic, small enough that a cancelled prompt stops soon
+# and activations stay below 200 MB at 7B.
+PREFILL_CHUNK = 512
+
+FinishReason = Literal["stop", "length", "interrupted"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to continue and when to stop.
+
+    Attributes:
+        prompt: Token ids, at least one.
+        max_new_tokens: The answer's largest length.
+        stop_ids: Tokens that end the answer and are not part of it.
+        cancel: Looked at before every step; set it from anywhere.
+    """
+
+    prompt: Sequence[int]
+    max_new_tokens: int
+    sampling: SamplingParams = field(default_factory=SamplingParams)
+    stop_ids: frozenset[int] = frozenset()
+    cancel: threading.Event = field(default_factory=threading.Event)
+
+
+def check_context(config: ModelConfig, *, prompt_tokens: int, max_new_tokens: int, context: int | None = None) -> int:
+    """Return how many positions the sequence may come to need.
+
+    Args:
+        context: A limit chosen by the user, below the model's own.
+
+    Raises:
+        EmptyPrompt: Nothing to continue.
+        BadRequest: No token asked for.
+        PromptTooLong: Prompt and answer exceed a limit. Nothing is ever cut off unasked.
+    """
+    if prompt_tokens < 1:
+        raise EmptyPrompt("the prompt is empty", detail="expected at least one token, found none", hint="give a prompt")
+    if max_new_tokens < 1:
+        raise BadRequest(
+            "no tokens were asked for",
+            detail=f"expected a count of at least 1, found {max_new_tokens}",
+            hint="set --max-tokens to 1 or more",
+        )
+    needed = prompt_tokens + max_new_tokens
+    limits = [limit for limit in (config.context_limit, context) if limit is not None]
+    if limits and needed > min(limits):
+        raise PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens, too long with an answer of up to {max_new_tokens}",
+            detail=f"expected at most {min(limits)} together, found {needed}",
+            hint="shorten the prompt or lower --max-tokens"
+            + ("" if context is None or min(limits) < context else ", or raise --context"),
+        )
+    return needed
+
+
+class Generation:
+    """One answer under way. Iterate over it for token ids; afterwards it says why it ended and how long it took."""
+
+    def __init__(self, model: Transformer, request: Request, *, context: int | None, prefill_chunk: int) -> None:
+        positions = check_context(
+            model.config,
+            prompt_tokens=len(request.prompt),
+            max_new_tokens=request.max_new_tokens,
+            context=context,
+        )
+        self.finish_reason: FinishReason = "interrupted"
+        self.prefill_seconds = 0.0
+        self.decode_seconds = 0.0
+        self.generated_tokens = 0
+        self._model = model
+        self._request = request
+        self._prefill_chunk = prefill_chunk
+        self._cache = model.new_cache(positions)
+
+    def __iter__(self) -> Iterator[int]:
+        request, generator = self._request, new_generator(self._request.sampling)
+        seen = list(request.prompt)
+        # 1. Prefill: the whole prompt, chunk by chunk; only the last position's logits are wanted.
+        logits = self._prefill()
+        while logits is not None:
+            # 2. Choose. A stop token ends the answer and is not part of it.
+            token = next_token(logits, request.sampling, seen=seen, generator=generator)
+            if token in request.stop_ids:
+                self.finish_reason = "stop"
+                return
+            seen.append(token)
+            self.generated_tokens += 1
+            yield token
+            # 3. Enough? Checked before computing logits that nobody would read.
+            if self.generated_tokens == request.max_new_tokens:
+                self.finish_reason = "length"
+                return
+            # 4. Decode: one position, or nothing when cancelled.
+            logits = self._decode(token)
+
+    def _prefill(self) -> Tensor | None:
+        started = time.perf_counter()
+        logits = None
+        for start in range(0, len(self._request.prompt), self._prefill_chunk):
+            if self._request.cancel.is_set():
+                return None
+            logits = _step(self._model, self._request.prompt[start : start + self._prefill_chunk], self._cache)
+        self.prefill_seconds = time.perf_counter() - started
+        return logits
+
+    def _decode(self, token: int) -> Tensor | None:
+        if self._request.cancel.is_set():
+            return None
+        started = time.perf_counter()
+        logits = _step(self._model, [token], self._cache)
+        self.decode_seconds += time.perf_counter() - started
+        return logits
+
+
+@torch.inference_mode()
+def _step(model: Transformer, ids: Sequence[int], cache: RollingKVCache) -> Tensor:
+    tokens = torch.tensor([ids], device=model.device)  # (1, T)
+    logits: Tensor = model(tokens, cache, last_only=True)  # (1, 1, V)
+    return logits[0, -1].cpu()  # (V)
+
+
+class Engine:
+    """Answer requests, one at a time, with one model."""
+
+    def __init__(self, model: Transformer, *, context: int | None = None, prefill_chunk: int = PREFILL_CHUNK) -> None:
+        self.model = model
+        self._context = context
+        self._prefill_chunk = prefill_chunk
+
+    def generate(self, request: Request) -> Generation:
+        """Begin an answer; nothing is computed until the result is iterated over.
+
+        Raises:
+            RequestError: The request cannot be served; see `check_context`.
+        """
+        return Generation(self.model, request, context=self._context, prefill_chunk=self._prefill_chunk)
