@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import sentencepiece
 import torch
-from mistral_runtime.config import ModelConfig
 from safetensors.torch import save_file
 from torch import Tensor
+
+from mistral_runtime.config import ModelConfig
 
 TINY = ModelConfig(
     dim=64,
@@ -34,9 +35,8 @@ TINY = ModelConfig(
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _two_threads() -> Iterator[None]:
+def _two_threads() -> None:
     torch.set_num_threads(2)
-    yield
 
 
 @pytest.fixture(scope="session")
