@@ -1,0 +1,64 @@
+"""What sources with several addresses a file share: their order, and how their failures become one error."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from urllib.parse import urlsplit
+
+from mistral_fetch.digest import sha256_of
+from mistral_fetch.errors import AllSourcesFailed, ExitCode, MistralFetchError
+from mistral_fetch.events import Report, SourceLied
+from mistral_fetch.manifest import FileEntry
+from mistral_fetch.sources.base import Target
+
+
+def mirror_urls(entry: FileEntry, schemes: Collection[str]) -> list[str]:
+    """Return the addresses of these schemes, the lowest priority number first, each once."""
+    ordered = sorted(entry.mirrors, key=lambda mirror: mirror.priority)  # stable: ties stay in file order
+    return list(dict.fromkeys(mirror.url for mirror in ordered if scheme_of(mirror.url) in schemes))
+
+
+def scheme_of(url: str) -> str:
+    """Return the scheme in lower case, or '' of something unreadable."""
+    try:
+        return urlsplit(url).scheme
+    except ValueError:
+        return ""
+
+
+def known_size(entry: FileEntry) -> int:
+    """Return the size of a file about to be fetched.
+
+    Raises:
+        ValueError: It is unknown: whoever resolved the model had to complete it.
+    """
+    if entry.size is None:
+        raise ValueError(f"the size of {entry.path} must be known before it is fetched")
+    return entry.size
+
+
+def give_up(entry: FileEntry, causes: Sequence[MistralFetchError], kind: str) -> MistralFetchError:
+    """Return the one error that stands for all failed addresses of a file.
+
+    A single cause speaks for itself. Several keep their common exit code, so that scripts can tell "wrong
+    bytes everywhere" (32) or "not authorised anywhere" (4) from "nothing works" (6).
+    """
+    if len(causes) == 1:
+        return causes[0]
+    what = f"none of the {kind}s has {entry.path}" if not causes else f"every {kind} failed for {entry.path}"
+    error = AllSourcesFailed(
+        what,
+        causes,
+        hint="run the same command again to go on, or try --via torrent (mistral-fetch show lists channels)",
+    )
+    codes = {cause.exit_code for cause in causes}
+    error.exit_code = codes.pop() if len(codes) == 1 else ExitCode.NO_SOURCE
+    return error
+
+
+def report_lie(target: Target, index: int, data: memoryview, source: str, report: Report) -> None:
+    """Say which piece was wrong, what was expected and what came (integrity rule 5)."""
+    known = target.partial.known_pieces
+    expected = f"sha256:{known.sha256[index]}" if known else "unknown"
+    where = f"piece {index} at bytes {target.partial.grid.span(index)}"
+    report(SourceLied(source, target.entry.path, where, expected, str(sha256_of(data))))

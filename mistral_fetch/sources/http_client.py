@@ -1,0 +1,369 @@
+"""The one door to the web: requests, redirects, credentials and timeouts. The only user of httpx.
+
+Owns every policy of a single request. Knows nothing of files, pieces or retries, and never sees ``file:``
+addresses. Rules kept here: nothing is asked when offline; at most ten redirects, never from https to http;
+credentials are bound to one origin and never follow a redirect elsewhere; no cookies; no Referer (a known
+mirror answers an error page to foreign ones); bodies arrive as sent, never decoded.
+"""
+
+from __future__ import annotations
+
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from mistral_fetch import __version__
+from mistral_fetch.errors import (
+    AccessError,
+    ConfigError,
+    MirrorError,
+    MirrorStatus,
+    MirrorTimeout,
+    MirrorUnreachable,
+    NotAModelFile,
+    OfflineRefused,
+)
+from mistral_fetch.sources.base import StopSignal
+from mistral_fetch.sources.retry import RetryPolicy, retrying
+from mistral_fetch.sources.status import PassingStatus, explain_status
+from mistral_fetch.sources.urls import is_relative, next_hop, origin_of, redact, without_userinfo
+
+if TYPE_CHECKING:
+    # Imported when the first request is made: a pull that finds everything present must start fast.
+    import httpx
+
+MAX_REDIRECTS = 10
+_REDIRECTS = {301, 302, 303, 307, 308}
+_LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
+
+
+@dataclass(frozen=True)
+class HttpSettings:
+    """How requests are made."""
+
+    connect_timeout_seconds: float = 15.0
+    read_timeout_seconds: float = 30.0
+    """Seconds without a byte after which a mirror counts as stalled."""
+    metadata_timeout_seconds: float = 300.0
+    """Seconds a whole metadata read may take, so that a byte now and then cannot hold it up for ever."""
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+    """How patient metadata reads are."""
+    is_offline: bool = False
+    user_agent: str = f"mistral-fetch/{__version__}"
+    authorizations: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The ``Authorization`` value by origin, as :func:`~mistral_fetch.sources.urls.origin_of` spells it."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response whose body was not read yet. Header names are in lower case."""
+
+    status: int
+    headers: Mapping[str, str]
+    asked_url: str
+    url: str
+    """The address that answered, after redirects; may hold a signature, so never printed whole."""
+    has_credentials: bool
+    _response: httpx.Response = field(repr=False)
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the body as it arrives, undecoded.
+
+        Raises:
+            MirrorTimeout: No byte came for the read timeout.
+            MirrorUnreachable: The connection broke, or the body ended before its announced length.
+        """
+        with _mapped_errors(self.asked_url):
+            yield from self._response.iter_raw()
+
+    @property
+    def content_length(self) -> int | None:
+        """Return the announced length of the body, or None if it is unknown or no number."""
+        value = self.headers.get("content-length", "")
+        return int(value) if value.isascii() and value.isdigit() and len(value) < 20 else None
+
+
+class HttpClient:
+    """Makes requests; shared by all sources of a process, from any thread."""
+
+    def __init__(self, settings: HttpSettings | None = None) -> None:
+        self.settings = settings or HttpSettings()
+        self._client: httpx.Client | None = None
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> HttpClient:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections."""
+        with self._lock:
+            if self._client is not None:
+                self._client.close()
+                self._client = None
+
+    def get_bytes(
+        self,
+        url: str,
+        limit_bytes: int,
+        headers: Mapping[str, str] | None = None,
+        stop: StopSignal | None = None,
+    ) -> bytes:
+        """Return a small body such as a manifest; stop as soon as more than ``limit_bytes`` arrived.
+
+        What may pass is tried again, as the settings' retry policy says.
+
+        Raises:
+            NotAModelFile: It is larger than the limit.
+            AccessError, MirrorError, OfflineRefused: It cannot be had.
+        """
+        return retrying(lambda: self._get_bytes(url, limit_bytes, headers), self.settings.retry, stop)
+
+    def _get_bytes(self, url: str, limit_bytes: int, headers: Mapping[str, str] | None) -> bytes:
+        deadline = time.monotonic() + self.settings.metadata_timeout_seconds
+        body = bytearray()
+        with self.stream(url, headers) as answer:
+            if answer.status != 200:
+                raise status_error(answer)
+            if (answer.content_length or 0) > limit_bytes:
+                raise _too_large(url, limit_bytes)
+            for chunk in answer.chunks():
+                body += chunk
+                if len(body) > limit_bytes:
+                    raise _too_large(url, limit_bytes)
+                if time.monotonic() > deadline:
+                    raise _too_slow(url, self.settings.metadata_timeout_seconds)
+        return bytes(body)
+
+    def head(self, url: str, headers: Mapping[str, str] | None = None, *, only_relative: bool = False) -> Answer:
+        """Return status and headers.
+
+        Args:
+            url: The address.
+            headers: Further request headers.
+            only_relative: Return a redirect to another server as the answer instead of following it.
+
+        Raises:
+            AccessError, MirrorError, OfflineRefused: The server cannot be asked.
+        """
+
+        def ask() -> Answer:
+            with self._request("HEAD", url, headers, only_relative=only_relative) as answer:
+                if isinstance(error := status_error(answer), PassingStatus):
+                    raise error
+                return answer
+
+        return retrying(ask, self.settings.retry)
+
+    @contextmanager
+    def stream(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[Answer]:
+        """Open ``url`` and hand over the answer, whatever its status; the body is read from it.
+
+        Raises:
+            NotAModelFile: The body is compressed although identity was asked for.
+            MirrorError, OfflineRefused: No answer can be had.
+        """
+        with self._request("GET", url, headers, only_relative=False) as answer:
+            encoding = answer.headers.get("content-encoding", "identity").strip().lower()
+            if answer.status < 400 and encoding not in {"", "identity"}:
+                raise NotAModelFile(
+                    f"{redact(url)} sends a compressed body",
+                    detail=f"expected the bytes as they are (Accept-Encoding: identity), got {encoding[:40]!r}",
+                    hint="use another mirror; tell the operator of this one",
+                )
+            yield answer
+
+    @contextmanager
+    def _request(
+        self, method: str, url: str, headers: Mapping[str, str] | None, *, only_relative: bool
+    ) -> Iterator[Answer]:
+        self._refuse_offline(url)
+        hop, userinfo = without_userinfo(url)
+        first_origin = origin_of(hop)
+        for _ in range(MAX_REDIRECTS + 1):
+            authorization = self.settings.authorizations.get(origin_of(hop))
+            if userinfo and origin_of(hop) == first_origin:
+                authorization = userinfo
+            response = self._send(method, hop, headers, authorization)
+            try:
+                location = response.headers.get("location", "")
+                leads_on = response.status_code in _REDIRECTS and location != ""
+                if not leads_on or (only_relative and not is_relative(location)):
+                    lowered = {name.lower(): value for name, value in response.headers.items()}
+                    yield Answer(response.status_code, lowered, url, hop, authorization is not None, response)
+                    return
+                hop = next_hop(hop, location)
+            finally:
+                response.close()
+        raise _permanent(
+            MirrorUnreachable(
+                f"{redact(url)} redirects in circles",
+                detail=f"expected an answer within {MAX_REDIRECTS} redirects, got one more",
+                hint="use another mirror",
+            )
+        )
+
+    def _send(
+        self, method: str, url: str, headers: Mapping[str, str] | None, authorization: str | None
+    ) -> httpx.Response:
+        client = self._open()
+        sent = dict(headers or {})
+        if authorization is not None:
+            sent["Authorization"] = authorization
+        with _mapped_errors(url):
+            return client.send(client.build_request(method, url, headers=sent), stream=True, auth=None)
+
+    def _refuse_offline(self, url: str) -> None:
+        if self.settings.is_offline:
+            raise OfflineRefused(
+                f"{redact(url)} was not asked",
+                detail="expected a network, but --offline forbids it",
+                hint="run it again without --offline (or without MISTRAL_FETCH_OFFLINE)",
+            )
+
+    def _open(self) -> httpx.Client:
+        with self._lock:
+            if self._client is None:
+                self._client = _new_client(self.settings)
+            return self._client
+
+
+def status_error(answer: Answer) -> AccessError | MirrorStatus:
+    """Return the error that an unwanted status stands for."""
+    return explain_status(
+        answer.status,
+        answer.headers,
+        answer.asked_url,
+        answer.url,
+        has_credentials=answer.has_credentials,
+    )
+
+
+def _new_client(settings: HttpSettings) -> httpx.Client:
+    from http.cookiejar import CookieJar, DefaultCookiePolicy
+
+    import httpx
+
+    timeout = httpx.Timeout(settings.read_timeout_seconds, connect=settings.connect_timeout_seconds, pool=None)
+    try:
+        return httpx.Client(
+            headers={"User-Agent": settings.user_agent, "Accept": "*/*", "Accept-Encoding": "identity"},
+            cookies=CookieJar(DefaultCookiePolicy(allowed_domains=[])),
+            timeout=timeout,
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=16, keepalive_expiry=15.0),
+            follow_redirects=False,
+            http2=False,
+            trust_env=True,  # proxies, SSL_CERT_FILE and SSL_CERT_DIR mean what users expect
+            # A proxy cannot reach this machine's own loopback, so it is never asked to.
+            mounts=dict.fromkeys(_LOOPBACK),
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise ConfigError(
+            "the web cannot be reached with these settings",
+            detail=f"expected usable proxy and certificate settings, got: {error}",
+            hint="check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR",
+        ) from error
+
+
+@contextmanager
+def _mapped_errors(url: str) -> Iterator[None]:
+    """Turn every exception of httpx into ours."""
+    import httpx
+
+    try:
+        yield
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError, ssl.SSLError) as error:
+        raise map_httpx_error(error, url) from error
+
+
+def map_httpx_error(error: Exception, url: str) -> MirrorError:
+    """Return what an exception of httpx means to us, most specific first.
+
+    Raises:
+        TypeError: The exception is none of httpx's, or one this program does not know.
+    """
+    import httpx
+
+    shown = redact(url)
+    reason = " ".join(str(error).split())[:200] or type(error).__name__
+    cases: tuple[tuple[Any, Any], ...] = (
+        (httpx.ConnectTimeout, lambda: _unreachable(shown, "no connection in time")),
+        ((httpx.TimeoutException), lambda: _silent(shown)),
+        ((httpx.UnsupportedProtocol, httpx.InvalidURL), lambda: _permanent(_unreachable(shown, reason))),
+        ((httpx.ConnectError, ssl.SSLError), lambda: _not_connected(shown, reason, error)),
+        (httpx.ProxyError, lambda: _unreachable(shown, f"the proxy failed: {reason}")),
+        ((httpx.NetworkError, httpx.RemoteProtocolError), lambda: _broken(shown, reason)),
+        (httpx.TooManyRedirects, lambda: _permanent(_unreachable(shown, reason))),
+        (httpx.DecodingError, lambda: NotAModelFile(f"{shown} sends a broken body", detail=reason, hint=_OTHER)),
+        ((httpx.HTTPError, httpx.CookieConflict, httpx.StreamError), lambda: _broken(shown, reason)),
+    )
+    for kinds, build in cases:
+        if isinstance(error, kinds):
+            mapped: MirrorError = build()
+            return mapped
+    raise TypeError(f"not an exception of httpx: {error!r}")
+
+
+_OTHER = "check the network (mistral-fetch doctor), or use another mirror or --via torrent"
+
+
+def _unreachable(shown: str, reason: str) -> MirrorUnreachable:
+    return MirrorUnreachable(f"cannot reach {shown}", detail=f"expected a connection, got: {reason}", hint=_OTHER)
+
+
+def _silent(shown: str) -> MirrorTimeout:
+    return MirrorTimeout(
+        f"{shown} stopped answering",
+        detail="expected bytes, got none within the time limit",
+        hint="run the same command again to go on; MISTRAL_FETCH_READ_TIMEOUT raises the limit",
+    )
+
+
+def _broken(shown: str, reason: str) -> MirrorUnreachable:
+    return MirrorUnreachable(
+        f"the connection to {shown} broke",
+        detail=f"expected the whole answer, got: {reason}",
+        hint="run the same command again to go on",
+    )
+
+
+def _not_connected(shown: str, reason: str, error: BaseException) -> MirrorUnreachable:
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return _permanent(
+                MirrorUnreachable(
+                    f"{shown} shows a certificate that is not trusted",
+                    detail=f"expected one that a known authority signed, got: {reason}",
+                    hint="behind a company proxy, set SSL_CERT_FILE to its CA bundle; else do not use this mirror",
+                )
+            )
+        cause = cause.__cause__ or cause.__context__
+    return _unreachable(shown, reason)
+
+
+def _permanent(error: MirrorUnreachable) -> MirrorUnreachable:
+    error.is_permanent = True
+    return error
+
+
+def _too_large(url: str, limit_bytes: int) -> NotAModelFile:
+    return NotAModelFile(
+        f"{redact(url)} is too large to be what it should be",
+        detail=f"expected at most {limit_bytes} bytes, got more",
+        hint="check the address",
+    )
+
+
+def _too_slow(url: str, seconds: float) -> MirrorTimeout:
+    return MirrorTimeout(
+        f"{redact(url)} answers too slowly",
+        detail=f"expected the whole answer within {seconds:.0f} seconds",
+        hint="run the same command again, or use another mirror",
+    )

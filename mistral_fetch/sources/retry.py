@@ -1,0 +1,82 @@
+"""How often and how long to wait before a mirror is asked again: exponential back-off with full jitter.
+
+Pure but for the waiting itself, which a stop signal ends.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+from mistral_fetch.errors import MirrorError
+from mistral_fetch.sources.base import StopSignal
+from mistral_fetch.sources.status import PassingStatus
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """How patient to be with one mirror."""
+
+    attempts: int = 5
+    """Requests in a row that bring nothing before the mirror is given up."""
+    first_delay_seconds: float = 0.5
+    """The first wait is between 0 and this; each further one may be twice as long."""
+    longest_delay_seconds: float = 20.0
+    longest_retry_after_seconds: float = 60.0
+    """A server that asks for more patience (``Retry-After``) than this is given up at once."""
+
+
+class Backoff:
+    """Counts failures in a row against one mirror; progress forgives them.
+
+    Args:
+        policy: The limits.
+        jitter: A function giving a number from 0 to 1; tests pass a constant.
+    """
+
+    def __init__(self, policy: RetryPolicy, jitter: Callable[[], float] = random.random) -> None:
+        self._policy = policy
+        self._jitter = jitter
+        self._failures = 0
+
+    def progressed(self) -> None:
+        """Forget past failures: bytes came."""
+        self._failures = 0
+
+    def delay_after(self, error: MirrorError) -> float | None:
+        """Return how many seconds to wait before the next request, or None to give up."""
+        self._failures += 1
+        if error.is_permanent or self._failures >= self._policy.attempts:
+            return None
+        if isinstance(error, PassingStatus) and error.retry_after_seconds is not None:
+            asked = error.retry_after_seconds
+            return asked if asked <= self._policy.longest_retry_after_seconds else None
+        # Full jitter: clients that failed together must not come back together.
+        ceiling = min(
+            self._policy.longest_delay_seconds, self._policy.first_delay_seconds * 2.0 ** (self._failures - 1)
+        )
+        return ceiling * self._jitter()
+
+
+def retrying(action: Callable[[], T], policy: RetryPolicy, stop: StopSignal | None = None) -> T:
+    """Return what ``action`` returns, asking again after failures that may pass.
+
+    Raises:
+        MirrorError: It failed permanently, or too often.
+        Interrupted: A stop was asked for while waiting.
+    """
+    backoff = Backoff(policy)
+    stop = stop or StopSignal()
+    while True:
+        stop.check()
+        try:
+            return action()
+        except MirrorError as error:
+            delay = backoff.delay_after(error)
+            if delay is None:
+                raise
+        stop.wait(delay)
