@@ -52,6 +52,11 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+def kebab_case(class_name: str) -> str:
+    """Return ``DigestMismatch`` as ``digest-mismatch``: the names scripts see."""
+    return re.sub(r"(?<!^)(?=[A-Z])", "-", class_name).lower()
+
+
 class MistralFetchError(Exception):
     """Anything this program can explain.
 
@@ -72,7 +77,7 @@ class MistralFetchError(Exception):
     @property
     def kind(self) -> str:
         """Return the stable kebab-case name scripts may match on, such as ``digest-mismatch``."""
-        return re.sub(r"(?<!^)(?=[A-Z])", "-", type(self).__name__).lower()
+        return kebab_case(type(self).__name__)
 
     def lines(self) -> tuple[str, str, str]:
         """Return the three lines every front end prints, each one free of line breaks."""
@@ -243,12 +248,17 @@ class Stalled(SwarmError):
 
 
 class AllSourcesFailed(TransferError):
-    """No source could deliver; each one's cause is kept, in the order they were tried."""
+    """No source could deliver; each one's cause is kept, in the order they were tried.
+
+    The exit code is the causes' own where they agree, so that a gated repository is not called unreachable.
+    """
 
     def __init__(self, what: str, causes: Sequence[MistralFetchError], *, hint: str) -> None:
         detail = "; ".join(f"{cause.what}: {cause.detail}" for cause in causes) or "there was no source to try"
         super().__init__(what, detail=detail, hint=hint)
         self.causes = tuple(causes)
+        codes = {cause.exit_code for cause in causes}
+        self.exit_code = codes.pop() if len(codes) == 1 else ExitCode.NO_SOURCE
 
 
 class OfflineRefused(TransferError):

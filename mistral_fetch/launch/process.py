@@ -7,7 +7,6 @@ import signal
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from types import FrameType
 
 from mistral_fetch.errors import ExitCode, RuntimeFailed
@@ -54,8 +53,8 @@ def runtime_environment(base: Mapping[str, str]) -> dict[str, str]:
     return {**defaults, **base}
 
 
-def run_runtime(interpreter: Interpreter, command: str, snapshot: Path, arguments: Sequence[str]) -> int:
-    """Run the runtime's ``COMMAND SNAPSHOT …`` in the foreground and return its exit code.
+def run_runtime(interpreter: Interpreter, command: str, options: Sequence[str], positionals: Sequence[str]) -> int:
+    """Run the runtime's ``COMMAND [OPTIONS] -- SNAPSHOT …`` in the foreground and return its exit code.
 
     Standard streams are the runtime's own. Ctrl-C reaches it directly from the terminal; other signals are
     passed on. The runtime explains its own errors (exit codes in ``docs/exit-codes.md``).
@@ -63,19 +62,46 @@ def run_runtime(interpreter: Interpreter, command: str, snapshot: Path, argument
     Raises:
         RuntimeFailed: It could not be started, was killed by a signal, or crashed.
     """
+    process = _start(interpreter, command, options, positionals, stdout=None)
+    with _signals_passed_to(process):
+        code = process.wait()
+    return _explain(code)
+
+
+def capture_runtime(
+    interpreter: Interpreter, command: str, options: Sequence[str], positionals: Sequence[str]
+) -> bytes:
+    """Run the runtime and return what it wrote to its standard output.
+
+    Raises:
+        RuntimeFailed: See :func:`run_runtime`; also when it ended with an error that it explained itself.
+    """
+    process = _start(interpreter, command, options, positionals, stdout=subprocess.PIPE)
+    with _signals_passed_to(process):
+        output, _ = process.communicate()
+    code = _explain(process.returncode)
+    if code:
+        raise RuntimeFailed(
+            f"the runtime ended with exit code {code}",
+            detail="expected it to finish, got the error above",
+            hint="mistral-fetch doctor explains this machine",
+        )
+    return bytes(output)
+
+
+def _start(
+    interpreter: Interpreter, command: str, options: Sequence[str], positionals: Sequence[str], stdout: int | None
+) -> subprocess.Popen[bytes]:
     argv = [interpreter.executable, "-c", _BOOTSTRAP, str(interpreter.runtime_package)]
-    argv += [command, str(snapshot), *arguments]
+    argv += [command, *options, "--", *positionals]
     try:
-        process = subprocess.Popen(argv, env=runtime_environment(os.environ))
+        return subprocess.Popen(argv, env=runtime_environment(os.environ), stdout=stdout)
     except OSError as error:
         raise RuntimeFailed(
             f"the runtime could not be started with {interpreter.executable}",
             detail=f"expected a program that runs, got: {error}",
             hint="mistral-fetch doctor shows which interpreter is used",
         ) from error
-    with _signals_passed_to(process):
-        code = process.wait()
-    return _explain(code)
 
 
 @contextmanager

@@ -91,6 +91,9 @@ def execute_offer(
     work = [_open_work(layout, offer, entry) for entry in offer.manifest.files]
     try:
         _announce(layout, offer, work, disk_reserve_bytes, ledger.report)
+        for item in work:
+            if item.blob is None:
+                item.partial.describe(ref_key, item.entry.path)
         _obtain_all(layout, offer, work, floor, ledger, stop)
     finally:
         for item in work:

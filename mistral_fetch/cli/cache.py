@@ -1,0 +1,295 @@
+"""``verify``, ``path``, ``list``, ``show`` and ``rm``: what this cache holds, and whether it is still right."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals
+from mistral_fetch.errors import ExitCode, NotFoundError, NotInCache
+from mistral_fetch.ref import CatalogRef, DirectoryRef, parse_ref
+from mistral_fetch.store.layout import Layout
+from mistral_fetch.store.snapshots import RefRecord, find_refs, find_snapshot, list_refs, load_provenance
+from mistral_fetch.units import format_duration, format_size, format_size_both
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    command(app, "verify", epilog="Exit codes: 0 every byte right, 2 usage, 3 not found, 32 a file is wrong.")(verify)
+    command(app, "path", epilog="Exit codes: 0 ok, 2 usage, 3 not complete in the cache.")(path)
+    command(app, "list", epilog="Exit codes: 0 ok, 2 usage.")(list_models)
+    command(app, "show", epilog="Exit codes: 0 ok, 2 usage, 3 not found.")(show)
+    command(app, "rm", epilog="Exit codes: 0 ok, 2 usage, 3 not found, 9 disk, 11 in use by a pull.")(remove)
+
+
+def verify(
+    front: FrontEnd,
+    refs: Annotated[list[str] | None, typer.Argument(metavar="[REF...]", help="Default: every model.")] = None,
+    manifest: Annotated[
+        str | None, typer.Option("--manifest", metavar="FILE", help="For a directory: the .meta4 to check it against.")
+    ] = None,
+) -> int:
+    """Hash every byte of models again, offline, and name the ranges that are wrong."""
+    from mistral_fetch.sources.base import StopSignal
+    from mistral_fetch.store.verify import verify_directory
+
+    stop = StopSignal()
+    undo = stop_on_signals(stop.set)
+    started = time.monotonic()
+    try:
+        with front.reporter() as report:
+            checked = [
+                (name, directory, verify_directory(directory, loaded, report, stop.check))
+                for name, directory, loaded in _to_verify(front, refs, manifest)
+            ]
+    finally:
+        undo()
+    seconds = time.monotonic() - started
+    total = sum(verdict.size for _, _, verdicts in checked for verdict in verdicts)
+    bad = [(name, verdict) for name, _, verdicts in checked for verdict in verdicts if not verdict.is_good]
+    fields = {
+        "ok": not bad,
+        "seconds": round(seconds, 3),
+        "bytes": total,
+        "models": [
+            {
+                "ref": name,
+                "directory": str(directory),
+                "files": [
+                    {
+                        "path": verdict.path,
+                        "size": verdict.size,
+                        "ok": verdict.is_good,
+                        "problem": verdict.problem,
+                        "bad_ranges": [[span.start, span.end] for span in verdict.bad_spans],
+                    }
+                    for verdict in verdicts
+                ],
+            }
+            for name, directory, verdicts in checked
+        ],
+    }
+    lines = [f"{name}: {verdict.path}: {verdict.problem}" for name, verdict in bad]
+    if bad:
+        lines.append(
+            f"{len(bad)} files are wrong; get them anew with: mistral-fetch rm REF, then mistral-fetch pull REF"
+        )
+    else:
+        count = sum(len(verdicts) for _, _, verdicts in checked)
+        lines.append(f"{count} files, {format_size(total)}: every byte is right ({format_duration(seconds)})")
+    front.result(fields, "\n".join(lines))
+    return int(ExitCode.INTEGRITY if bad else ExitCode.OK)
+
+
+def _to_verify(front: FrontEnd, refs: list[str] | None, manifest: str | None) -> list[tuple[str, Path, Any]]:
+    from mistral_fetch.store.snapshots import load_manifest
+    from mistral_fetch.transfer.local import require_local
+
+    layout = Layout(front.settings.home)
+    if not refs:
+        layout.check_version()
+        directories: dict[str, str] = {}
+        for record in list_refs(layout):
+            directories.setdefault(record.content_digest, record.key)
+        named = [(key, layout.snapshot(digest)) for digest, key in directories.items()]
+        return [(key, directory, load_manifest(directory)) for key, directory in named]
+    chosen = []
+    for text in refs:
+        ref = parse_ref(text)
+        if isinstance(ref, DirectoryRef):
+            directory = Path(ref.path).expanduser()
+            chosen.append((text, directory, _manifest_of_directory(directory, manifest)))
+        else:
+            local = require_local(layout, ref, front.settings, text)
+            chosen.append((local.record.key, local.directory, load_manifest(local.directory)))
+    return chosen
+
+
+def _manifest_of_directory(directory: Path, named: str | None) -> Any:
+    from mistral_fetch.metalink import parse_metalink
+    from mistral_fetch.transfer.local import read_local_file
+
+    if not directory.is_dir():
+        raise NotFoundError(
+            f"there is no directory {directory}", detail="expected a directory, got none", hint="check the path"
+        )
+    candidates = [Path(named)] if named else sorted(directory.glob("*.meta4"))
+    if len(candidates) != 1:
+        raise NotFoundError(
+            f"it is not clear what {directory} should hold",
+            detail=f"expected one .meta4 in it, got {len(candidates)}",
+            hint="name the manifest with --manifest FILE",
+        )
+    return parse_metalink(read_local_file(str(candidates[0])))
+
+
+def path(front: FrontEnd, ref: Annotated[str, typer.Argument(metavar="REF")]) -> int:
+    """Print the snapshot directory of a complete model."""
+    from mistral_fetch.transfer.local import require_local
+
+    local = require_local(Layout(front.settings.home), parse_ref(ref), front.settings, ref)
+    front.result({"ref": local.record.key, "directory": str(local.directory)}, str(local.directory))
+    return 0
+
+
+def list_models(
+    front: FrontEnd,
+    catalog: Annotated[bool, typer.Option("--catalog", help="List what can be fetched instead.")] = False,
+    partial: Annotated[bool, typer.Option("--partial", help="List unfinished files only.")] = False,
+) -> int:
+    """List the models in the cache, with their size, channel and age, and what is unfinished."""
+    from mistral_fetch.cli.render import table
+    from mistral_fetch.store.gc import allocated_bytes, list_partials
+
+    if catalog:
+        return _list_catalog(front)
+    layout = Layout(front.settings.home)
+    layout.check_version()
+    models = [] if partial else [_model_row(layout, record) for record in list_refs(layout)]
+    partials = [
+        {"directory": str(directory), "bytes_on_disk": allocated_bytes(directory), **_about(directory)}
+        for directory in list_partials(layout)
+    ]
+    text = []
+    if models:
+        headings = ["MODEL", "CHANNEL", "SIZE", "ASSURANCE", "PULLED", "STATE"]
+        rows = [
+            [m["ref"], m["channel"], format_size(m["size"]), m["assurance"], _age(m["pulled_at"]), m["state"]]
+            for m in models
+        ]
+        text.append(table(headings, rows))
+    if partials:
+        rows = [
+            [str(p["ref"]), str(p["path"]), f"{format_size(p['bytes_on_disk'])} on disk", _age(p["since"])]
+            for p in partials
+        ]
+        text.append(table(["UNFINISHED", "FILE", "HELD", "BEGUN"], rows))
+    nothing = "nothing is unfinished" if partial else "the cache is empty; see mistral-fetch list --catalog"
+    front.result({"models": models, "partials": partials}, "\n\n".join(text) or nothing)
+    return 0
+
+
+def _model_row(layout: Layout, record: RefRecord) -> dict[str, Any]:
+    directory = find_snapshot(layout, record.content_digest)
+    files = load_provenance(directory).get("files", []) if directory else []
+    levels = sorted({str(file.get("assurance")) for file in files})
+    return {
+        "ref": record.key,
+        "channel": record.channel,
+        "directory": str(layout.snapshot(record.content_digest)),
+        "size": sum(int(file.get("size", 0)) for file in files),
+        "assurance": ", ".join(levels),
+        "pulled_at": record.pulled_at,
+        "state": "complete" if directory else "damaged",
+    }
+
+
+def _about(directory: Path) -> dict[str, Any]:
+    try:
+        fields = json.loads((directory / "about.json").read_bytes())
+        return {"ref": str(fields["ref"]), "path": str(fields["path"]), "since": int(fields["since"])}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {"ref": "unknown", "path": directory.name, "since": int(directory.stat().st_mtime)}
+
+
+def _age(since: int) -> str:
+    return f"{format_duration(max(0, time.time() - since))} ago"
+
+
+def _list_catalog(front: FrontEnd) -> int:
+    from mistral_fetch.catalog_show import catalog_rows
+    from mistral_fetch.cli.render import table
+    from mistral_fetch.transfer.local import settings_catalog
+
+    headings, rows, fields = catalog_rows(settings_catalog(front.settings))
+    front.result(fields, table(headings, rows))
+    return 0
+
+
+def show(front: FrontEnd, ref: Annotated[str, typer.Argument(metavar="REF")]) -> int:
+    """Show a model: its channels, licence and credit, links, scores, and what this cache has of it."""
+    parsed = parse_ref(ref)
+    layout = Layout(front.settings.home)
+    fields: dict[str, Any] = {}
+    text: list[str] = []
+    if isinstance(parsed, CatalogRef):
+        from mistral_fetch.catalog_show import show_fields, show_text
+        from mistral_fetch.transfer.local import settings_catalog
+
+        catalog = settings_catalog(front.settings)
+        release = catalog.find(parsed.name, parsed.version)
+        fields, text = show_fields(catalog, release), [show_text(catalog, release)]
+    held = _held(front, layout, ref)
+    if not held and not text:
+        raise NotInCache(
+            f"{ref} is not in the cache at {layout.home}",
+            detail="expected a catalog name or a model in the cache, got neither",
+            hint=f"fetch it with: mistral-fetch pull {ref}",
+        )
+    text.append(_held_text(held) if held else "In this cache: no")
+    front.result({**fields, "cache": held}, "\n\n".join(text))
+    return 0
+
+
+def _held(front: FrontEnd, layout: Layout, text: str) -> list[dict[str, Any]]:
+    from mistral_fetch.transfer.local import ref_key
+
+    layout.check_version()
+    held = []
+    for record in find_refs(layout, ref_key(parse_ref(text), front.settings)):
+        directory = find_snapshot(layout, record.content_digest)
+        if directory is not None:
+            held.append({"channel": record.channel, "directory": str(directory), **load_provenance(directory)})
+    return held
+
+
+def _held_text(held: list[dict[str, Any]]) -> str:
+    lines = ["In this cache:"]
+    for model in held:
+        lines.append(f"  {model['directory']} (by {model['channel']})")
+        lines += [f"    licence {model['licence']}", f"    credit  {model['credit']}"] if model.get("licence") else []
+        for file in model.get("files", []):
+            size = format_size_both(int(file["size"]))
+            lines.append(f"    {file['path']}  {size}  {file['assurance']}  sha256:{file['sha256']}")
+            lines.append(f"      from {', '.join(file['sources'])}, verified {file['verified_at']}")
+    return "\n".join(lines)
+
+
+def remove(
+    front: FrontEnd,
+    refs: Annotated[list[str], typer.Argument(metavar="REF...")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and touch nothing.")] = False,
+) -> int:
+    """Delete models, their unfinished files, and every blob that no other model uses."""
+    from mistral_fetch.store.gc import execute_removal, list_partials, plan_removal
+    from mistral_fetch.store.lock import locked
+    from mistral_fetch.transfer.local import ref_key
+
+    layout = Layout(front.settings.home)
+    layout.check_version()
+    freed, plans = 0, []
+    for text in refs:
+        key = ref_key(parse_ref(text), front.settings)
+        records = find_refs(layout, key)
+        partials = [directory for directory in list_partials(layout) if _about(directory)["ref"] == key]
+        if not records and not partials:
+            raise NotInCache(
+                f"{text} is not in the cache at {layout.home}",
+                detail="expected something to delete, got nothing",
+                hint="mistral-fetch list shows what there is",
+            )
+        plan = plan_removal(layout, records, partials)
+        if not dry_run:
+            # Not beside a pull of the same model: a short wait, since nobody likes a hanging rm.
+            with locked(layout.lock(key), f"rm {key}", 2.0, front.note, lambda: None):
+                execute_removal(layout, plan)
+        freed += plan.freed_bytes
+        plans.append(plan)
+    doomed = [str(item) for plan in plans for item in (*plan.snapshots, *plan.blobs, *plan.partials)]
+    verb = "would free" if dry_run else "freed"
+    front.result({"freed_bytes": freed, "deleted": doomed, "dry_run": dry_run}, f"{verb} {format_size(freed)}")
+    return 0

@@ -1,0 +1,179 @@
+"""``pull``, ``run`` and ``chat``: make a model complete, and start the runtime on it."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals
+from mistral_fetch.errors import NotFoundError, UsageError
+from mistral_fetch.ref import DirectoryRef, parse_ref
+from mistral_fetch.units import format_size
+
+if TYPE_CHECKING:
+    from mistral_fetch.transfer.pull import PullResult
+
+RefArgument = Annotated[
+    str, typer.Argument(metavar="REF", help="name[@version], hf:org/repo, a .meta4 or .torrent, a magnet link")
+]
+_EXIT_CODES = "Exit codes: 0 ok, 2 usage, 3 not found, 4 not authorised, 5 stalled, 6 no source, 9 disk, 11 locked, 20 bad manifest, 32 integrity, 33 assurance, 130 interrupted."  # noqa: E501
+_RUN_EXIT_CODES = _EXIT_CODES.replace("130", "40 runtime, 130")
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    command(app, "run", transfer=True, epilog=_RUN_EXIT_CODES)(run)
+    command(app, "chat", transfer=True, epilog=_RUN_EXIT_CODES)(chat)
+    command(app, "pull", transfer=True, epilog=_EXIT_CODES)(pull)
+
+
+def pull(
+    front: FrontEnd,
+    refs: Annotated[list[str], typer.Argument(metavar="REF...", help="What to fetch.")],
+    refresh: Annotated[bool, typer.Option("--refresh", help="Ask the source again even if complete.")] = False,
+) -> int:
+    """Fetch models, verify every byte, and print their snapshot directories. Does nothing where they are complete."""
+    results = [fetch(front, text, refresh=refresh) for text in refs]
+    fields = [
+        {
+            "ref": result.key,
+            "directory": str(result.directory),
+            "content_digest": result.content_digest,
+            "channel": result.channel,
+            "assurance": result.assurance,
+            "was_complete": result.was_complete,
+            "received_bytes": result.received_bytes,
+        }
+        for result in results
+    ]
+    front.result(fields[0] if len(fields) == 1 else fields, "\n".join(str(result.directory) for result in results))
+    return 0
+
+
+def fetch(front: FrontEnd, text: str, *, refresh: bool = False) -> PullResult:
+    """Make one model complete, showing progress."""
+    from mistral_fetch.sources.base import StopSignal
+    from mistral_fetch.transfer.pull import pull as pull_model
+
+    ref, stop = parse_ref(text), StopSignal()
+    undo = stop_on_signals(stop.set)
+    try:
+        with front.reporter() as report:
+            result = pull_model(ref, front.settings, report, stop, refresh=refresh)
+    finally:
+        undo()
+    if not result.was_complete:
+        received = format_size(result.received_bytes)
+        front.note(f"{result.key}: complete and verified ({result.assurance}), {received} received")
+    return result
+
+
+def run(
+    front: FrontEnd,
+    ref: RefArgument,
+    prompt: Annotated[
+        str | None, typer.Argument(metavar="[PROMPT]", help="The prompt; - or nothing reads standard input.")
+    ] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Most tokens to generate.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="0 always takes the likeliest.")] = None,
+    top_p: Annotated[float | None, typer.Option("--top-p", help="Keep the likeliest tokens up to this mass.")] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", help="Keep this many tokens.")] = None,
+    min_p: Annotated[float | None, typer.Option("--min-p", help="Drop tokens below this share of the best.")] = None,
+    repetition_penalty: Annotated[
+        float | None, typer.Option("--repetition-penalty", help="Above 1 makes repeats less likely.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")] = None,
+    stop: Annotated[list[str] | None, typer.Option("--stop", help="Stop before this text; may be repeated.")] = None,
+    system: Annotated[str | None, typer.Option("--system", help="A system prompt for instruct models.")] = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Give an instruct model the prompt as it is.")] = False,
+    chat_template: Annotated[str | None, typer.Option("--chat-template", help="v1, v3, demo or none.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, mps or xpu.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", help="auto, bfloat16 or float32.")] = None,
+    context: Annotated[int | None, typer.Option("--context", help="Positions to make room for.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.")] = None,
+) -> int:
+    """Fetch a model if it is missing, verify it, and generate text from a prompt."""
+    if prompt is None and sys.stdin.isatty():
+        raise UsageError(
+            "there is no prompt",
+            detail="expected a prompt after the model, or text on standard input",
+            hint=f'type: mistral-fetch run {ref} "Your prompt", or use mistral-fetch chat {ref}',
+        )
+    options = _runtime_options(
+        {
+            "--max-tokens": max_tokens,
+            "--temperature": temperature,
+            "--top-p": top_p,
+            "--top-k": top_k,
+            "--min-p": min_p,
+            "--repetition-penalty": repetition_penalty,
+            "--seed": seed,
+            "--system": system,
+            "--chat-template": chat_template,
+            "--device": device,
+            "--dtype": dtype,
+            "--context": context,
+            "--threads": threads,
+        }
+    )
+    options += [f"--stop={text}" for text in stop or []]
+    options += ["--raw"] * raw + ["--json"] * front.is_json + ["--quiet"] * front.is_quiet
+    return _launch(front, ref, "generate", options, [prompt if prompt is not None else "-"])
+
+
+def chat(
+    front: FrontEnd,
+    ref: RefArgument,
+    system: Annotated[str | None, typer.Option("--system", help="A system prompt.")] = None,
+    temperature: Annotated[float | None, typer.Option("--temperature", help="0 always takes the likeliest.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")] = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Most tokens in an answer.")] = None,
+    chat_template: Annotated[str | None, typer.Option("--chat-template", help="v1, v3 or demo.")] = None,
+    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, mps or xpu.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.")] = None,
+) -> int:
+    """Fetch a model if it is missing, verify it, and talk to it line by line."""
+    options = _runtime_options(
+        {
+            "--system": system,
+            "--temperature": temperature,
+            "--seed": seed,
+            "--max-tokens": max_tokens,
+            "--chat-template": chat_template,
+            "--device": device,
+            "--threads": threads,
+        }
+    )
+    return _launch(front, ref, "chat", options + ["--quiet"] * front.is_quiet, [])
+
+
+def _runtime_options(given: dict[str, Any]) -> list[str]:
+    # One argument each, so that a value which begins with a dash is still a value.
+    return [f"{name}={value}" for name, value in given.items() if value is not None]
+
+
+def _launch(front: FrontEnd, text: str, runtime_command: str, options: list[str], positionals: list[str]) -> int:
+    from mistral_fetch.launch.locate import find_interpreter
+    from mistral_fetch.launch.process import run_runtime
+
+    # Asked before 13 GB are fetched, not after.
+    interpreter = find_interpreter(front.settings.python)
+    directory = _directory_of(front, text)
+    return run_runtime(interpreter, runtime_command, options, [str(directory), *positionals])
+
+
+def _directory_of(front: FrontEnd, text: str) -> Path:
+    ref = parse_ref(text)
+    if not isinstance(ref, DirectoryRef):
+        return fetch(front, text).directory
+    directory = Path(ref.path).expanduser()
+    if not directory.is_dir():
+        raise NotFoundError(
+            f"there is no directory {ref.path}",
+            detail="expected a directory with a model, got none",
+            hint="check the path, or name a model: mistral-fetch list --catalog",
+        )
+    return directory

@@ -1,0 +1,105 @@
+"""What a transfer looks like so far, computed from its events. Pure: the clock is handed in, nothing is drawn."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from mistral_fetch.events import (
+    BytesReceived,
+    BytesVerified,
+    Event,
+    FileVerified,
+    Progress,
+    SourceConnected,
+    TransferPlanned,
+)
+from mistral_fetch.units import format_duration, format_rate, format_size
+
+# Rates are averaged over this window: long enough to be calm, short enough to follow a change.
+RATE_WINDOW_SECONDS = 10.0
+
+
+@dataclass
+class TransferView:
+    """The numbers a bar shows. Shown bytes never go backwards, even when bytes have to be fetched again."""
+
+    label: str = ""
+    total_bytes: int = 0
+    shown_bytes: int = 0
+    verifying: str = ""
+    verified_bytes: int = 0
+    verify_total: int = 0
+    received_by_source: dict[str, int] = field(default_factory=dict)
+    peers: int = 0
+    _base_bytes: int = 0
+    _present: dict[str, int] = field(default_factory=dict)
+    _recent: deque[tuple[float, int]] = field(default_factory=deque)
+
+    def apply(self, event: Event, now_seconds: float) -> None:
+        """Take one event in."""
+        if isinstance(event, TransferPlanned):
+            self.label, self.total_bytes = event.label, event.total_bytes
+            self._base_bytes = event.present_bytes
+            self.shown_bytes = max(self.shown_bytes, event.present_bytes)
+        elif isinstance(event, Progress):
+            self.verifying = ""
+            self._present[event.path] = event.present_bytes
+        elif isinstance(event, BytesReceived):
+            known = self.received_by_source.get(event.source, 0)
+            self.received_by_source[event.source] = known + event.length
+            self._recent.append((now_seconds, event.length))
+            self.verifying = ""
+        elif isinstance(event, BytesVerified):
+            self.verifying, self.verified_bytes, self.verify_total = event.path, event.verified_bytes, event.total_bytes
+        elif isinstance(event, FileVerified):
+            self.verifying = ""
+        elif isinstance(event, SourceConnected):
+            self.peers = max(self.peers, event.peers)
+        # A swarm finds good bytes on disk that no journal knew of: then the totals by file say more.
+        reached = max(self._base_bytes + sum(self.received_by_source.values()), sum(self._present.values()))
+        self.shown_bytes = min(max(self.shown_bytes, reached), self.total_bytes)
+
+    def rate(self, now_seconds: float) -> float:
+        """Return the recent rate in bytes per second."""
+        while self._recent and self._recent[0][0] < now_seconds - RATE_WINDOW_SECONDS:
+            self._recent.popleft()
+        if not self._recent:
+            return 0.0
+        elapsed = max(now_seconds - self._recent[0][0], 0.5)
+        return sum(length for _, length in self._recent) / elapsed
+
+    def fraction(self) -> float:
+        """Return how much is done, 0 to 1."""
+        return self.shown_bytes / self.total_bytes if self.total_bytes else 1.0
+
+    def eta(self, now_seconds: float) -> str:
+        """Return the time left as text, or '' when nothing moves."""
+        rate = self.rate(now_seconds)
+        left = self.total_bytes - self.shown_bytes
+        return format_duration(left / rate) if rate > 0 and left > 0 else ""
+
+    def split(self) -> str:
+        """Return how the received bytes split by source, such as ``mirror.example 60 %, swarm 40 %``."""
+        total = sum(self.received_by_source.values())
+        if not total:
+            return ""
+        ordered = sorted(self.received_by_source.items(), key=lambda item: -item[1])
+        if len(ordered) == 1:
+            return ordered[0][0]
+        return ", ".join(f"{source} {length * 100 // total} %" for source, length in ordered)
+
+    def line(self, now_seconds: float) -> str:
+        """Return the state as one line of plain text."""
+        if self.verifying:
+            share = self.verified_bytes * 100 // self.verify_total if self.verify_total else 100
+            return f"{self.label}: verifying {self.verifying} {share} %"
+        parts = [f"{self.label}: {int(self.fraction() * 100)} %"]
+        parts.append(f"{format_size(self.shown_bytes)} of {format_size(self.total_bytes)}")
+        if self.rate(now_seconds):
+            parts.append(format_rate(self.rate(now_seconds)))
+        if self.eta(now_seconds):
+            parts.append(f"{self.eta(now_seconds)} left")
+        if self.split():
+            parts.append(f"from {self.split()}")
+        return ", ".join(parts)

@@ -1,0 +1,70 @@
+"""``publish``: the publisher's side of the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from mistral_fetch.cli.options import FrontEnd, command
+from mistral_fetch.manifest import ModelInfo
+from mistral_fetch.units import format_size
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    command(app, "publish", epilog="Exit codes: 0 ok, 2 the directory cannot be published as it is, 9 disk.")(publish)
+
+
+def publish(
+    front: FrontEnd,
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The model's files.")],
+    out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Where to write.")],
+    name: Annotated[str, typer.Option("--name", help="The model's name.", show_default="the directory's")] = "",
+    version: Annotated[str, typer.Option("--model-version", help="The model's version.")] = "",
+    mirror: Annotated[
+        list[str] | None, typer.Option("--mirror", metavar="URL", help="Where the files will be found.")
+    ] = None,
+    tracker: Annotated[list[str] | None, typer.Option("--tracker", metavar="URL", help="A tracker.")] = None,
+    licence: Annotated[str, typer.Option("--licence", metavar="SPDX", help="The model's licence.")] = "",
+    credit: Annotated[str, typer.Option("--credit", help="The credit line to keep.")] = "",
+    source_url: Annotated[str, typer.Option("--source-url", metavar="URL", help="Where the model comes from.")] = "",
+    chat_template: Annotated[str, typer.Option("--chat-template", help="v1, v3, demo; none for a base model.")] = "",
+) -> int:
+    """Read a directory of weights once and write its manifest, torrents and checksums."""
+    from mistral_fetch.publish.build import publish as publish_directory
+
+    info = ModelInfo(
+        name=name or directory.resolve().name,
+        version=version,
+        licence=licence,
+        credit=credit,
+        source_url=source_url,
+        chat_template=chat_template,
+    )
+    with front.reporter() as report:
+        made = publish_directory(
+            directory, out, name=name, mirrors=mirror or [], trackers=tracker or [], info=info, report=report
+        )
+    fields = {
+        "name": made.name,
+        "content_digest": str(made.manifest.content_digest()),
+        "manifest": str(made.manifest_path),
+        "torrent": str(made.torrent_path),
+        "plain_torrent": str(made.plain_torrent_path),
+        "checksums": str(made.checksums_path),
+        "info_hash_v1": made.info_hash_v1,
+        "info_hash_v2": made.info_hash_v2,
+        "plain_info_hash": made.plain_info_hash,
+        "size": made.size,
+    }
+    text = [
+        f"{made.name}: {len(made.manifest.files)} files, {format_size(made.size)}",
+        f"  {made.manifest_path}",
+        f"  {made.torrent_path} (v1 {made.info_hash_v1}, v2 {made.info_hash_v2})",
+        f"  {made.plain_torrent_path} (v1 {made.plain_info_hash}, for clients without v2)",
+        f"  {made.checksums_path}",
+    ]
+    front.result(fields, "\n".join(text))
+    return 0

@@ -1,0 +1,218 @@
+"""Drawing events on standard error: bars on a terminal, lines elsewhere, NDJSON for programs. The only user of rich."""
+
+from __future__ import annotations
+
+import json
+import sys
+import threading
+import time
+from dataclasses import asdict
+from typing import TYPE_CHECKING
+
+from mistral_fetch.cli.options import ProgressMode
+from mistral_fetch.cli.progress import TransferView
+from mistral_fetch.errors import kebab_case
+from mistral_fetch.events import (
+    BytesReceived,
+    BytesVerified,
+    Event,
+    Notice,
+    Progress,
+    SnapshotReady,
+    SourceFailed,
+    SourceLied,
+    TransferPlanned,
+)
+
+if TYPE_CHECKING:
+    from rich.progress import Progress as Bars
+
+PLAIN_STEP = 0.05
+PLAIN_INTERVAL_SECONDS = 30.0
+JSON_INTERVAL_SECONDS = 0.5
+BAR_INTERVAL_SECONDS = 0.1
+
+
+class Reporter:
+    """Shows events; a context manager around the work. May be called from any thread. This one shows nothing."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._view = TransferView()
+
+    def __enter__(self) -> Reporter:
+        """Begin."""
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        """End, leaving the terminal as it was."""
+
+    def __call__(self, event: Event) -> None:
+        """Show one event."""
+        with self._lock:
+            now = time.monotonic()
+            self._view.apply(event, now)
+            self._show(event, now)
+
+    def _show(self, event: Event, now: float) -> None:
+        """Show one event; the view has it already."""
+
+
+def open_reporter(mode: ProgressMode, *, is_quiet: bool, has_color: bool) -> Reporter:
+    """Return the reporter for a mode; ``auto`` means bars on a terminal and plain lines elsewhere."""
+    if mode is ProgressMode.AUTO:
+        mode = ProgressMode.RICH if sys.stderr.isatty() else ProgressMode.PLAIN
+    if is_quiet or mode is ProgressMode.NONE:
+        return Reporter()
+    if mode is ProgressMode.JSON:
+        return _Lines()
+    return _Bars(has_color) if mode is ProgressMode.RICH else _Plain()
+
+
+class _Lines(Reporter):
+    """One JSON object a line. Frequent events are thinned out; the counters in them are totals, so nothing is lost."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._last: dict[type, float] = {}
+
+    def _show(self, event: Event, now: float) -> None:
+        if isinstance(event, BytesReceived | Progress | BytesVerified):
+            if now - self._last.get(type(event), -JSON_INTERVAL_SECONDS) < JSON_INTERVAL_SECONDS:
+                return
+            self._last[type(event)] = now
+        fields = {"event": kebab_case(type(event).__name__), **asdict(event)}
+        if isinstance(event, BytesReceived | Progress):
+            fields |= {
+                "done_bytes": self._view.shown_bytes,
+                "total_bytes": self._view.total_bytes,
+                "rate_bytes_per_second": int(self._view.rate(now)),
+                "received_by_source": dict(self._view.received_by_source),
+            }
+        print(json.dumps(fields, ensure_ascii=False), file=sys.stderr, flush=True)
+
+
+def describe_event(event: Event) -> str:
+    """Return the one line people are told about an event, or '' for those that only move a bar."""
+    if isinstance(event, Notice):
+        return event.text
+    if isinstance(event, SourceFailed):
+        return f"{event.source}: {event.reason}" + ("; trying again" if event.will_retry else "")
+    if isinstance(event, SourceLied):
+        return (
+            f"{event.source} sent wrong bytes for {event.path} ({event.where}) and was dropped:"
+            f" expected {event.expected}, got {event.actual}"
+        )
+    return ""
+
+
+class _Plain(Reporter):
+    """A line at the start, one every 5 % or 30 seconds, one when verification begins."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._next_share = 0.0
+        self._next_time = 0.0
+        self._verifying = ""
+
+    def _show(self, event: Event, now: float) -> None:
+        text = describe_event(event)
+        if text:
+            _print(text)
+        elif isinstance(event, TransferPlanned):
+            self._print_line(now)
+        elif isinstance(event, BytesVerified):
+            if event.path != self._verifying:
+                self._verifying = event.path
+                _print(f"verifying {event.path}")
+        elif isinstance(event, Progress | BytesReceived) and self._is_due(now):
+            self._print_line(now)
+
+    def _is_due(self, now: float) -> bool:
+        return bool(self._view.total_bytes) and (self._view.fraction() >= self._next_share or now >= self._next_time)
+
+    def _print_line(self, now: float) -> None:
+        _print(self._view.line(now))
+        self._next_share = (int(self._view.fraction() / PLAIN_STEP) + 1) * PLAIN_STEP
+        self._next_time = now + PLAIN_INTERVAL_SECONDS
+
+
+class _Bars(Reporter):
+    """One bar for the bytes of the model, which says so when it verifies."""
+
+    def __init__(self, has_color: bool) -> None:
+        super().__init__()
+        from rich.console import Console
+        from rich.progress import BarColumn, TextColumn
+        from rich.progress import Progress as Bars
+
+        console = Console(stderr=True, no_color=not has_color, highlight=False, soft_wrap=True)
+        self._console = console
+        self._bars: Bars = Bars(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=None),
+            TextColumn("{task.percentage:>3.0f} %"),
+            TextColumn("{task.fields[numbers]}", markup=False),
+            console=console,
+            refresh_per_second=8,
+            transient=False,
+            expand=True,
+        )
+        self._task = self._bars.add_task("", total=None, numbers="", visible=False)
+        self._last = 0.0
+
+    def __enter__(self) -> _Bars:
+        self._bars.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self._bars.stop()
+
+    def _show(self, event: Event, now: float) -> None:
+        text = describe_event(event)
+        if text:
+            self._console.print(text, markup=False)
+        must = isinstance(event, TransferPlanned | SnapshotReady)
+        if must or (not text and now - self._last >= BAR_INTERVAL_SECONDS):
+            self._last = now
+            self._update(now)
+
+    def _update(self, now: float) -> None:
+        from mistral_fetch.units import format_rate, format_size
+
+        view = self._view
+        if view.verifying:
+            total, done = view.verify_total, view.verified_bytes
+            numbers = f"verifying {view.verifying}"
+        else:
+            total, done = view.total_bytes, view.shown_bytes
+            parts = [f"{format_size(done)}/{format_size(total)}"]
+            if view.rate(now):
+                parts.append(format_rate(view.rate(now)))
+            if view.eta(now):
+                parts.append(f"{view.eta(now)} left")
+            if view.split():
+                parts.append(view.split())
+            numbers = "  ".join(parts)
+        self._bars.update(
+            self._task,
+            description=view.label or view.verifying,
+            total=max(total, 1),
+            completed=done if total else 1,
+            numbers=numbers,
+            visible=bool(total or view.label),
+        )
+
+
+def _print(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def table(headings: list[str], rows: list[list[str]]) -> str:
+    """Return rows as aligned columns of plain text."""
+    widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]
+    lines = [
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in [headings, *rows]
+    ]
+    return "\n".join(lines)

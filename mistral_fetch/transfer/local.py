@@ -1,0 +1,121 @@
+"""What the cache already has for a reference, found without any network and without importing any of it."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from mistral_fetch.catalog import Catalog, load_catalog, parse_catalog
+from mistral_fetch.config import Settings
+from mistral_fetch.errors import ConfigError, NotFoundError, NotInCache, UsageError
+from mistral_fetch.ref import CatalogRef, DirectoryRef, ManifestRef, Ref, TorrentRef
+from mistral_fetch.store.layout import Layout
+from mistral_fetch.store.snapshots import RefRecord, find_refs, find_snapshot
+
+MAX_LOCAL_FILE_BYTES = 64 * 1024 * 1024
+_HTTP_CHANNELS = {"hub", "manifest", "archive"}
+
+
+@dataclass(frozen=True)
+class LocalModel:
+    """A complete snapshot, and the record that led to it."""
+
+    directory: Path
+    record: RefRecord
+
+
+def settings_catalog(settings: Settings) -> Catalog:
+    """Return the built-in catalog, or the one the settings name.
+
+    Raises:
+        ConfigError: The named file cannot be read.
+        MalformedManifest: It is not a catalog.
+    """
+    if not settings.catalog:
+        return load_catalog()
+    try:
+        return parse_catalog(Path(settings.catalog).expanduser().read_bytes())
+    except OSError as error:
+        raise ConfigError(
+            f"the catalog {settings.catalog} cannot be read",
+            detail=f"expected a readable file, got: {error.strerror}",
+            hint="correct MISTRAL_FETCH_CATALOG, or unset it to use the built-in catalog",
+        ) from error
+
+
+def ref_key(ref: Ref, settings: Settings) -> str:
+    """Return the name a reference has in this cache: resolved names with their version, files by content.
+
+    Raises:
+        UnknownModel: The catalog has no such name.
+        NotFoundError: A named local file does not exist.
+        UsageError: A directory was named where a model is fetched.
+    """
+    if isinstance(ref, CatalogRef):
+        return settings_catalog(settings).find(ref.name, ref.version).ref
+    if isinstance(ref, ManifestRef | TorrentRef) and not ref.is_url:
+        # The file may be replaced by another under the same name, so the name alone does not tell.
+        data = read_local_file(ref.location)
+        return f"{Path(ref.location).name}#{hashlib.sha256(data).hexdigest()[:16]}"
+    if isinstance(ref, DirectoryRef):
+        raise UsageError(
+            f"{ref.path} is a directory, not a model to fetch",
+            detail="expected a catalog name, hf:org/repo, a manifest, a torrent or a magnet link",
+            hint="run, chat, verify and publish take directories; pull does not",
+        )
+    return ref.key
+
+
+def read_local_file(location: str) -> bytes:
+    """Return a manifest or torrent file's bytes, bounded.
+
+    Raises:
+        NotFoundError: There is no such file, or it cannot be read.
+    """
+    path = Path(location).expanduser()
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_LOCAL_FILE_BYTES + 1)
+    except OSError as error:
+        raise NotFoundError(
+            f"cannot read {location}",
+            detail=f"expected a readable file, got: {error.strerror}",
+            hint="check the path",
+        ) from error
+    if len(data) > MAX_LOCAL_FILE_BYTES:
+        raise UsageError(
+            f"{location} is too large to be a manifest or a torrent",
+            detail=f"expected at most {MAX_LOCAL_FILE_BYTES} bytes",
+            hint="name the .meta4 or .torrent file, not the model itself",
+        )
+    return data
+
+
+def find_local(layout: Layout, key: str, via: str) -> LocalModel | None:
+    """Return the newest complete snapshot of a ref that came by an acceptable channel."""
+    layout.check_version()
+    for record in find_refs(layout, key):
+        is_torrent = record.channel not in _HTTP_CHANNELS
+        if (via == "http" and is_torrent) or (via == "torrent" and record.channel in {"hub", "archive"}):
+            continue
+        directory = find_snapshot(layout, record.content_digest)
+        if directory is not None:
+            return LocalModel(directory, record)
+    return None
+
+
+def require_local(layout: Layout, ref: Ref, settings: Settings, typed: str) -> LocalModel:
+    """Return the complete snapshot of a ref.
+
+    Raises:
+        NotInCache: It is not (completely) there.
+    """
+    found = find_local(layout, ref_key(ref, settings), settings.via)
+    if found is None:
+        raise NotInCache(
+            f"{typed} is not complete in the cache at {layout.home}",
+            detail="expected a complete snapshot, got none",
+            hint=f"fetch it with: mistral-fetch pull {typed}",
+        )
+    return found
