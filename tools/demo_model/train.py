@@ -254,9 +254,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, required=True, help="directory for the four files")
     parser.add_argument("--steps", type=int, default=Recipe.steps, help="fewer make a worse model sooner")
     parser.add_argument("--seed", type=int, default=Recipe.seed)
+    parser.add_argument("--no-report", action="store_true", help="do not measure the answers at the end")
     options = parser.parse_args(arguments)
 
     recipe = replace(Recipe(), steps=options.steps, seed=options.seed)
+    torch.set_flush_denormal(True)  # before any thread starts: they inherit it; AdamW's moments fade into denormals
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
     torch.manual_seed(recipe.seed)
@@ -269,7 +271,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     model.init_weights(torch.Generator().manual_seed(recipe.seed))
     train(model, batches(TurnSampler(corpus, recipe), dialogue, recipe), recipe)
     write_release(options.out, model, tokenizer)
-    report(corpus, *load_model(options.out))
+    if not options.no_report:
+        report(corpus, *load_model(options.out))
 
 
 def report(corpus: Corpus, model: Transformer, dialogue: Dialogue) -> None:
