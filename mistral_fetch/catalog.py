@@ -8,12 +8,10 @@ a key that is not known is refused by name instead of being ignored. What the va
 
 from __future__ import annotations
 
-import json
 import pkgutil
-import re
-from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar
-from urllib.parse import urlsplit
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 from mistral_fetch.catalog_values import (
     DEFAULT_HUB_ENDPOINT,
@@ -32,8 +30,26 @@ from mistral_fetch.catalog_values import (
 )
 from mistral_fetch.digest import Digest
 from mistral_fetch.errors import MalformedManifest
-from mistral_fetch.manifest import MAX_FILE_SIZE, ModelInfo, validate_paths
+from mistral_fetch.manifest import MAX_FILE_SIZE, ModelInfo, validate_path, validate_paths
 from mistral_fetch.ref import is_catalog_name, is_hub_repo, is_hub_revision, is_version, normalize_version
+from mistral_fetch.strict_json import (
+    MAX_ITEMS,
+    Fields,
+    Read,
+    UnexpectedJson,
+    accepted,
+    decode,
+    integer,
+    listed,
+    matching,
+    number,
+    number_or_null,
+    one_of,
+    refuse,
+    table,
+    text,
+    url,
+)
 
 __all__ = [
     "DEFAULT_HUB_ENDPOINT",
@@ -55,30 +71,16 @@ __all__ = [
 
 SCHEMA = 1
 MAX_CATALOG_BYTES = 1 << 20
-MAX_ITEMS = 1000  # entries of any one list or table
-MAX_TEXT = 1000  # characters of any one text
-MAX_URL = 2048
-
-CHAT_TEMPLATES = frozenset({"", "v1", "v3", "demo"})
-WEIGHT_FORMATS = frozenset({"consolidated-pth", "consolidated-safetensors", "hf-safetensors", "archive"})
-ARCHITECTURE = frozenset({"vocabulary_size", "max_positions", "sliding_window", "rope_theta"})
+MAX_INCLUDE = 200  # patterns of one channel; each pinned file is matched against all of them
 
 T = TypeVar("T")
-Read = Callable[[Any, str], T]
-"""A reader takes a JSON value and where it stands, and returns a checked value or raises."""
-
-_KEY = re.compile(r"[a-z0-9][a-z0-9.-]{0,63}")
-_DATE = re.compile(r"\d{4}-\d{2}(?:-\d{2})?", re.ASCII)
-_INFO_HASH = re.compile(r"[0-9a-f]{40}")
-_PATTERN = re.compile(r"[A-Za-z0-9*?._/-]{1,200}")
-_SPDX = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}")
 
 
 def load_catalog() -> Catalog:
     """Return the catalog that ships in the package."""
     data = pkgutil.get_data("mistral_fetch", "data/catalog.json")  # lighter to import than importlib.resources
     if data is None:
-        _refuse("the package", "a loader that can read package data", "none")
+        raise _malformed(UnexpectedJson("the package", "its catalog as package data", "none"))
     return parse_catalog(data)
 
 
@@ -89,227 +91,115 @@ def parse_catalog(data: bytes) -> Catalog:
         MalformedManifest: The file is too large, is not JSON, or a key or value in it is not allowed.
         UnsafePath: A file name in it is unsafe.
     """
-    if len(data) > MAX_CATALOG_BYTES:
-        _refuse("the file", f"at most {MAX_CATALOG_BYTES} bytes", str(len(data)))
-    return _Parser(_decode(data)).catalog()
-
-
-def _decode(data: bytes) -> Any:
     try:
-        return json.loads(data.decode(), object_pairs_hook=_without_repeats, parse_constant=_refuse_constant)
-    except (ValueError, RecursionError) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        _refuse("the file", "JSON in UTF-8", str(error)[:200] or type(error).__name__)
+        return _Parser(decode(data, MAX_CATALOG_BYTES)).catalog()
+    except UnexpectedJson as error:
+        raise _malformed(error) from None
 
 
-def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    table: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in table:
-            _refuse("the file", "every key once in its table", f"{key[:80]!r} again")
-        table[key] = value
-    return table
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    _refuse("the file", "finite numbers", name)
-
-
-def _refuse(where: str, expected: str, actual: str) -> NoReturn:
-    raise MalformedManifest(
-        f"the catalog cannot be used: {where}",
-        detail=f"expected {expected}, got {actual}",
+def _malformed(error: UnexpectedJson) -> MalformedManifest:
+    return MalformedManifest(
+        f"the catalog cannot be used: {error.where}",
+        detail=f"expected {error.expected}, got {error.actual}",
         hint="correct the catalog file (docs/catalog.md has its format) or do without it",
     )
 
 
-# Readers of single values.
-
-
-def _text(value: Any, where: str) -> str:
-    """Return one line of text; nothing in it can move a terminal's cursor."""
-    if not isinstance(value, str) or not value or len(value) > MAX_TEXT or not value.isprintable():
-        _refuse(where, f"1 to {MAX_TEXT} printable characters", repr(value)[:80])
-    return value
-
-
-def _integer(low: int, high: int) -> Read[int]:
-    def read(value: Any, where: str) -> int:
-        if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-            _refuse(where, f"a whole number from {low} to {high}", repr(value)[:80])
-        return value
-
-    return read
-
-
-_size = _integer(0, MAX_FILE_SIZE)
-
-
-def _number(value: Any, where: str) -> float:
-    if not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) <= 1e12:
-        _refuse(where, "a number", repr(value)[:80])
-    return float(value)
-
-
-def _boolean(value: Any, where: str) -> bool:
-    if not isinstance(value, bool):
-        _refuse(where, "true or false", repr(value)[:80])
-    return value
-
-
-def _matching(pattern: re.Pattern[str], expected: str) -> Read[str]:
-    def read(value: Any, where: str) -> str:
-        if not isinstance(value, str) or not pattern.fullmatch(value):
-            _refuse(where, expected, repr(value)[:80])
-        return value
-
-    return read
-
-
-def _accepted(test: Callable[[str], bool], expected: str) -> Read[str]:
-    def read(value: Any, where: str) -> str:
-        if not isinstance(value, str) or not test(value):
-            _refuse(where, expected, repr(value)[:80])
-        return value
-
-    return read
-
-
-def _one_of(values: frozenset[str]) -> Read[str]:
-    return _accepted(values.__contains__, "one of " + ", ".join(repr(value) for value in sorted(values)))
-
-
-def _url(*schemes: str) -> Read[str]:
-    def is_url(value: str) -> bool:
-        if len(value) > MAX_URL or not value.isascii() or not value.isprintable() or " " in value:
-            return False
-        try:
-            parts = urlsplit(value)
-            return parts.scheme in schemes and bool(parts.hostname) and "@" not in parts.netloc and parts.port != 0
-        except ValueError:
-            return False
-
-    return _accepted(is_url, f"an address with the scheme {' or '.join(schemes)}, a host and no credentials")
-
-
-_web_url = _url("http", "https")
-_tracker_url = _url("udp", "http", "https")
+_size = integer(0, MAX_FILE_SIZE)
+_key = matching(r"[a-z0-9][a-z0-9.-]{0,63}", "a key of lower-case letters, digits, '.' and '-'")
+_name = accepted(is_catalog_name, "a lower-case model name")
+_version = accepted(lambda version: is_version(version) and normalize_version(version) == version, "a version as v0.1")
+_date = matching(r"\d{4}-\d{2}(?:-\d{2})?", "a date as 2023-09-27 or 2023-09")
+_info_hash = matching(r"[0-9a-f]{40}", "40 lower-case hexadecimal digits")
+_pattern = matching(r"[A-Za-z0-9*?._/-]{1,200}", "a file name or pattern")
+_spdx = matching(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}", "an SPDX identifier")
+_hub_repo = accepted(is_hub_repo, "org/repo")
+_hub_revision = accepted(is_hub_revision, "a branch, tag or commit")
+_web_url = url("http", "https")
+_tracker_url = url("udp", "http", "https")
+_confidence = one_of(*(level.value for level in Confidence))
+_chat_template = one_of("", "v1", "v3", "demo")
+_weight_format = one_of("consolidated-pth", "consolidated-safetensors", "hf-safetensors", "archive")
+_architecture_key = one_of("vocabulary_size", "max_positions", "sliding_window", "rope_theta")
 
 
 def _digest(algorithm: str) -> Read[Digest]:
     def read(value: Any, where: str) -> Digest:
         try:
             return Digest(algorithm, value)
-        except (ValueError, TypeError) as error:
-            _refuse(where, f"a lower-case hexadecimal {algorithm}", str(error)[:120])
+        except (ValueError, TypeError):
+            refuse(where, f"a lower-case hexadecimal {algorithm}", value)
 
     return read
 
 
-def _list(read: Read[T]) -> Read[tuple[T, ...]]:
-    def read_list(value: Any, where: str) -> tuple[T, ...]:
-        if not isinstance(value, list) or len(value) > MAX_ITEMS:
-            _refuse(where, f"a list of at most {MAX_ITEMS} entries", _shape(value))
-        return tuple(read(item, f"{where}[{index}]") for index, item in enumerate(value))
-
-    return read_list
-
-
-def _table(read: Read[T], read_key: Read[str]) -> Read[dict[str, T]]:
-    def read_table(value: Any, where: str) -> dict[str, T]:
-        if not isinstance(value, dict) or len(value) > MAX_ITEMS:
-            _refuse(where, f"a table of at most {MAX_ITEMS} entries", _shape(value))
-        return {read_key(key, where): read(item, f"{where}.{key}") for key, item in value.items()}
-
-    return read_table
-
-
-def _shape(value: Any) -> str:
-    return f"{type(value).__name__} of {len(value)}" if isinstance(value, list | dict) else repr(value)[:80]
-
-
 def _paths(value: Any, where: str) -> tuple[str, ...]:
-    paths = _list(_text)(value, where)
+    paths = listed(text)(value, where)
     validate_paths(paths)
     return paths
 
 
-_key = _matching(_KEY, "a key of lower-case letters, digits, '.' and '-'")
-_name = _accepted(is_catalog_name, "a lower-case model name")
-_version = _accepted(lambda text: is_version(text) and normalize_version(text) == text, "a version such as v0.1")
+def _path(value: Any, where: str) -> str:
+    path = text(value, where)
+    validate_path(path)
+    return path
 
 
-class _Fields:
-    """One JSON object, taken apart key by key; what is left over at the end is refused by name."""
+def _pick(entries: Mapping[str, T], key: Any, where: str) -> T:
+    if not isinstance(key, str) or key not in entries:
+        refuse(where, "the key of an entry in the file's tables", key)
+    return entries[key]
 
-    def __init__(self, value: Any, where: str) -> None:
-        if not isinstance(value, dict):
-            _refuse(where, "a table", _shape(value))
-        self._rest: dict[str, Any] = dict(value)
-        self.where = where
 
-    def required(self, key: str, read: Read[T]) -> T:
-        if key not in self._rest:
-            _refuse(self.where, f"the key {key!r}", "none")
-        return read(self._rest.pop(key), f"{self.where}.{key}")
-
-    def optional(self, key: str, read: Read[T], default: T) -> T:
-        return self.required(key, read) if key in self._rest else default
-
-    def maybe(self, key: str, read: Read[T]) -> T | None:
-        return self.required(key, read) if key in self._rest else None
-
-    def listed(self, key: str, read: Read[T]) -> tuple[T, ...]:
-        return self.optional(key, _list(read), ())
-
-    def done(self) -> None:
-        if self._rest:
-            _refuse(self.where, "only known keys", ", ".join(repr(key)[:80] for key in list(self._rest)[:5]))
+def _refuse_repeats(where: str, names: Sequence[str]) -> None:
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            refuse(where, "every name once", name)
+        seen.add(name)
 
 
 class _Parser:
     """One pass over a decoded catalog; the shared tables come first because releases point into them."""
 
     def __init__(self, value: Any) -> None:
-        top = _Fields(value, "the top level")
-        schema = top.required("schema", _integer(0, 1 << 31))
+        top = Fields(value, "the top level")
+        schema = top.required("schema", integer(0, 1 << 31))
         if schema != SCHEMA:
-            _refuse("the schema", f"version {SCHEMA}", str(schema))
-        self._as_of = top.required("as_of", _matching(_DATE, "a date"))
+            refuse("the schema", f"version {SCHEMA}", schema)
+        self._as_of = top.required("as_of", _date)
         self._citations = top.required("sources", self._read_citations)
-        self._links = top.required("links", _table(self._link, _key))
-        self._hub_mirrors = top.listed("hub_mirrors", self._link)
-        self._statements = top.required("statements", _table(self._claim(_text), _key))
-        self._names = top.required("names", _table(self._name_entry, _name))
-        self._releases = top.required("releases", _list(self._release))
+        self._links = top.required("links", table(self._link, _key))
+        self._hub_mirrors = top.entries("hub_mirrors", self._link)
+        self._statements = top.required("statements", table(self._claim(text), _key))
+        self._names = top.required("names", table(self._name_entry, _name))
+        self._releases = top.required("releases", listed(self._release))
         top.done()
 
     def catalog(self) -> Catalog:
         """Return the whole, after the checks that need all of it."""
-        refs = [release.ref for release in self._releases]
-        for ref in refs:
-            if refs.count(ref) > 1:
-                _refuse("the releases", "every name and version once", f"{ref} again")
-        spoken = [*self._names, *(alias for _, aliases in self._names.values() for alias in aliases)]
-        for name in spoken:
-            if spoken.count(name) > 1:
-                _refuse("the names", "every name and alias once", f"{name!r} again")
+        refs = {release.ref for release in self._releases}
+        _refuse_repeats("the releases", [release.ref for release in self._releases])
+        _refuse_repeats(
+            "the names", [*self._names, *(alias for _, aliases in self._names.values() for alias in aliases)]
+        )
         for name, (default, _) in self._names.items():
             if f"{name}@{default}" not in refs:
-                _refuse(f"the name {name!r}", "a default that is a release", repr(default))
+                refuse(f"the name {name!r}", "a default that is a release", default)
         return Catalog(self._releases, self._citations, self._hub_mirrors, self._as_of)
 
     def _read_citations(self, value: Any, where: str) -> dict[str, Citation]:
         def read(item: Any, at: str) -> tuple[str, str]:
-            fields = _Fields(item, at)
-            parts = fields.required("title", _text), fields.optional("url", _web_url, "")
+            fields = Fields(item, at)
+            parts = fields.required("title", text), fields.optional("url", _web_url, "")
             fields.done()
             return parts
 
-        return {key: Citation(key, *parts) for key, parts in _table(read, _key)(value, where).items()}
+        return {key: Citation(key, *parts) for key, parts in table(read, _key)(value, where).items()}
 
     def _name_entry(self, value: Any, where: str) -> tuple[str, tuple[str, ...]]:
-        fields = _Fields(value, where)
-        entry = fields.required("default", _version), fields.listed("aliases", _name)
+        fields = Fields(value, where)
+        entry = fields.required("default", _version), fields.entries("aliases", _name)
         fields.done()
         return entry
 
@@ -317,16 +207,16 @@ class _Parser:
 
     def _claim(self, read: Read[T]) -> Read[Claim[T]]:
         def read_claim(value: Any, where: str) -> Claim[T]:
-            fields = _Fields(value, where)
+            fields = Fields(value, where)
             content = fields.required("value", read)
-            confidence = Confidence(fields.required("confidence", _CONFIDENCE))
-            count = fields.optional("count", _integer(2, MAX_ITEMS), 0)
+            confidence = Confidence(fields.required("confidence", _confidence))
+            count = fields.optional("count", integer(2, MAX_ITEMS), 0)
             if (count > 0) != (confidence is Confidence.CONFIRMED):
-                _refuse(where, "a count of 2 or more with 'confirmed', and with nothing else", f"{count}")
-            sources = fields.required("sources", _list(self._source_key))
+                refuse(where, "a count of 2 or more with 'confirmed', and with nothing else", count)
+            sources = fields.required("sources", listed(self._source_key))
             if not sources or len(set(sources)) != len(sources):
-                _refuse(where, "at least one source, and each once", repr(sources)[:80])
-            note = fields.optional("note", _text, "")
+                refuse(where, "at least one source, and each once", list(sources))
+            note = fields.optional("note", text, "")
             fields.done()
             return Claim(content, confidence, sources, count, note)
 
@@ -342,24 +232,24 @@ class _Parser:
         return _pick(self._links, value, where)
 
     def _link(self, value: Any, where: str) -> Link:
-        fields = _Fields(value, where)
-        link = Link(fields.required("title", _text), fields.required("url", self._claim(_web_url)))
+        fields = Fields(value, where)
+        link = Link(fields.required("title", text), fields.required("url", self._claim(_web_url)))
         fields.done()
         return link
 
     # Releases.
 
     def _release(self, value: Any, where: str) -> Release:
-        fields = _Fields(value, where)
+        fields = Fields(value, where)
         name = fields.required("name", _name)
         version = fields.required("version", _version)
         default, aliases = _pick(self._names, name, f"{where}.name")
         where = fields.where = f"{name}@{version}"
-        title = fields.required("title", _text)
-        credit = fields.required("credit", _text)
+        title = fields.required("title", text)
+        credit = fields.required("credit", text)
         source_url = fields.required("source_url", _web_url)
-        licence = fields.required("licence", self._claim(_matching(_SPDX, "an SPDX identifier")))
-        chat_template = fields.required("chat_template", self._claim(_one_of(CHAT_TEMPLATES)))
+        licence = fields.required("licence", self._claim(_spdx))
+        chat_template = fields.required("chat_template", self._claim(_chat_template))
         tensor_bytes = fields.maybe("tensor_bytes", self._claim(_size))
         info = ModelInfo(
             name=name,
@@ -376,67 +266,68 @@ class _Parser:
             is_default=version == default,
             aliases=aliases,
             title=title,
-            publisher=fields.required("publisher", _text),
-            variant=fields.required("variant", _one_of(frozenset({"base", "instruct"}))),
+            publisher=fields.required("publisher", text),
+            variant=fields.required("variant", one_of("base", "instruct")),
             credit=credit,
             source_url=source_url,
             licence=licence,
             chat_template=chat_template,
-            date=fields.maybe("date", self._claim(_matching(_DATE, "a date"))),
-            parameters=fields.maybe("parameters", self._claim(_integer(1, 1 << 50))),
+            date=fields.maybe("date", self._claim(_date)),
+            parameters=fields.maybe("parameters", self._claim(integer(1, 1 << 50))),
             tensor_bytes=tensor_bytes,
             architecture=tuple((fields.maybe("architecture", self._architecture) or {}).items()),
-            scores=fields.listed("scores", self._claim(_table(_number, _text))),
-            open=fields.listed("open", self._statement),
-            closed=fields.listed("closed", self._statement),
-            traps=fields.listed("traps", self._statement),
-            links=fields.listed("links", self._link_key),
-            copies=fields.listed("copies", self._copy),
-            channels=fields.required("channels", _list(self._channel(info, floor))),
-            not_runnable_because=fields.optional("not_runnable_because", _text, ""),
+            scores=fields.entries("scores", self._claim(table(number, text))),
+            open=fields.entries("open", self._statement),
+            closed=fields.entries("closed", self._statement),
+            traps=fields.entries("traps", self._statement),
+            links=fields.entries("links", self._link_key),
+            copies=fields.entries("copies", self._copy),
+            channels=fields.required("channels", listed(self._channel(info, floor))),
+            not_runnable_because=fields.optional("not_runnable_because", text, ""),
         )
         fields.done()
         return release
 
     def _architecture(self, value: Any, where: str) -> dict[str, Claim[float | None]]:
-        return _table(self._claim(_number_or_none), _one_of(ARCHITECTURE))(value, where)
+        return table(self._claim(number_or_null), _architecture_key)(value, where)
 
     def _copy(self, value: Any, where: str) -> Copy:
-        fields = _Fields(value, where)
-        kind = fields.required("kind", _one_of(frozenset({"hub", "modelscope"})))
-        repo = self._claim(_accepted(is_hub_repo, "org/repo"))
-        copy = Copy(kind, fields.required("id", repo), fields.required("title", _text))
+        fields = Fields(value, where)
+        kind = fields.required("kind", one_of("hub", "modelscope"))
+        repo = self._claim(_hub_repo)
+        copy = Copy(kind, fields.required("id", repo), fields.required("title", text))
         fields.done()
         return copy
 
     # Channels.
 
     def _channel(self, release_info: ModelInfo, floor: int | None) -> Read[Channel]:
-        readers: Mapping[str, Callable[[_Fields, ModelInfo, int | None], Channel]] = {
+        readers: Mapping[str, Callable[[Fields, ModelInfo, int | None], Channel]] = {
             "hub": self._hub,
             "torrent": self._torrent,
             "archive": self._archive,
         }
 
         def read(value: Any, where: str) -> Channel:
-            fields = _Fields(value, where)
-            kind = fields.required("kind", _one_of(frozenset(readers)))
-            weight_format = fields.required("weight_format", _one_of(WEIGHT_FORMATS))
-            info = ModelInfo(**{**vars(release_info), "weight_format": weight_format})
+            fields = Fields(value, where)
+            kind = fields.required("kind", one_of(*readers))
+            weight_format = fields.required("weight_format", _weight_format)
+            info = replace(release_info, weight_format=weight_format)
             channel = readers[kind](fields, info, floor)
             fields.done()
             return channel
 
         return read
 
-    def _hub(self, fields: _Fields, info: ModelInfo, floor: int | None) -> HubChannel:
-        include = fields.required("include", _list(_matching(_PATTERN, "a file name or pattern")))
-        if not include or len(set(include)) != len(include):
-            _refuse(f"{fields.where}.include", "at least one file name or pattern, each once", _shape(list(include)))
+    def _hub(self, fields: Fields, info: ModelInfo, floor: int | None) -> HubChannel:
+        include = fields.required("include", listed(_pattern))
+        if not 1 <= len(include) <= MAX_INCLUDE:
+            refuse(f"{fields.where}.include", f"1 to {MAX_INCLUDE} file names or patterns", list(include))
+        _refuse_repeats(f"{fields.where}.include", include)
         channel = HubChannel(
             info=info,
-            repo=fields.required("repo", _accepted(is_hub_repo, "org/repo")),
-            claimed_revision=fields.maybe("revision", self._claim(_accepted(is_hub_revision, "a revision"))),
+            repo=fields.required("repo", _hub_repo),
+            claimed_revision=fields.maybe("revision", self._claim(_hub_revision)),
             include=include,
             files=fields.optional("files", self._file_pins, ()),
             size_floor=floor,
@@ -445,21 +336,21 @@ class _Parser:
             validate_paths(include)
         for pin in channel.files:
             if not channel.wants(pin.path):
-                _refuse(f"{fields.where}.files", "only files that 'include' names", repr(pin.path)[:80])
+                refuse(f"{fields.where}.files", "only files that 'include' names", pin.path)
         return channel
 
-    def _torrent(self, fields: _Fields, info: ModelInfo, floor: int | None) -> TorrentChannel:
+    def _torrent(self, fields: Fields, info: ModelInfo, floor: int | None) -> TorrentChannel:
         return TorrentChannel(
             info=info,
-            info_hash=fields.required("info_hash", self._claim(_matching(_INFO_HASH, "40 lower-case digits"))),
-            name=fields.required("name", self._claim(_text)),
-            trackers=fields.listed("trackers", self._claim(_tracker_url)),
+            info_hash=fields.required("info_hash", self._claim(_info_hash)),
+            name=fields.required("name", self._claim(_path)),
+            trackers=fields.entries("trackers", self._claim(_tracker_url)),
             listing=fields.maybe("listing", self._claim(_paths)),
             files=fields.optional("files", self._file_pins, ()),
             size_floor=floor,
         )
 
-    def _archive(self, fields: _Fields, info: ModelInfo, floor: int | None) -> ArchiveChannel:
+    def _archive(self, fields: Fields, info: ModelInfo, floor: int | None) -> ArchiveChannel:
         return ArchiveChannel(
             info=info,
             url=fields.required("url", self._claim(_web_url)),
@@ -468,28 +359,15 @@ class _Parser:
         )
 
     def _file_pins(self, value: Any, where: str) -> tuple[FilePin, ...]:
-        pins = _list(self._file_pin)(value, where)
+        pins = listed(self._file_pin)(value, where)
         validate_paths(pin.path for pin in pins)
         return pins
 
     def _file_pin(self, value: Any, where: str) -> FilePin:
-        fields = _Fields(value, where)
-        path = fields.required("path", _text)
+        fields = Fields(value, where)
+        path = fields.required("path", _path)
         fields.where = f"{where} ({path[:80]})"
         size = fields.maybe("size", self._claim(_size))
         found = [fields.maybe(algorithm, self._claim(_digest(algorithm))) for algorithm in ("sha256", "gitsha1", "md5")]
         fields.done()
         return FilePin(path, size, tuple(claim for claim in found if claim is not None))
-
-
-_CONFIDENCE = _one_of(frozenset(level.value for level in Confidence))
-
-
-def _number_or_none(value: Any, where: str) -> float | None:
-    return None if value is None else _number(value, where)
-
-
-def _pick(table: Mapping[str, T], key: Any, where: str) -> T:
-    if not isinstance(key, str) or key not in table:
-        _refuse(where, "the key of an entry in the file's tables", repr(key)[:80])
-    return table[key]

@@ -51,14 +51,14 @@ class Claim(Generic[T_co]):
     def label(self) -> str:
         """Return the confidence as people read it."""
         if self.confidence is Confidence.CONFIRMED:
-            return f"confirmed by {self.count} sources"
+            return f"confirmed by {self.count}"
         return _LABELS[self.confidence]
 
 
 _LABELS = {
     Confidence.PUBLISHER: "stated by its publisher",
     Confidence.COMPUTED: "computed",
-    Confidence.SINGLE: "one source only, not used as a check",
+    Confidence.SINGLE: "one source only",
 }
 
 

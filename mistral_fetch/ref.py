@@ -22,7 +22,7 @@ from urllib.parse import SplitResult, unquote, urlsplit, urlunsplit
 from mistral_fetch.errors import AmbiguousRef, UsageError
 
 DEFAULT_REVISION = "main"
-MAX_REF_LENGTH = 8192
+MAX_REF_LENGTH = 64 * 1024
 
 _HUB_NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,94}[A-Za-z0-9_])?"
 _HUB_REPO = re.compile(rf"{_HUB_NAME}/{_HUB_NAME}")
