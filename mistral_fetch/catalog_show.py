@@ -41,6 +41,7 @@ class Row:
     label: str
     text: str
     confidence: str = ""
+    sources: tuple[int, ...] = ()  # numbers of the last section; only with details
 
 
 @dataclass(frozen=True)
@@ -201,72 +202,96 @@ def _source_keys(value: Any) -> Iterator[str]:
 
 
 def show_text(catalog: Catalog, release: Release, *, details: bool = False) -> str:
-    """Return :func:`show_sections` as lines: label, value, confidence in brackets."""
-    blocks = []
-    for section in show_sections(catalog, release, details=details):
-        width = max((len(row.label) for row in section.rows), default=0)
-        blocks.append("\n".join([section.title, *(_line(row, min(width, 16)) for row in section.rows)]))
-    blocks.append(f"As of {catalog.as_of}. The sources of every value: mistral-fetch show {release.ref} --json")
-    return "\n\n".join(blocks)
+    """Return :func:`show_sections` as text: label, value, confidence in brackets, numbers of sources."""
+    sections = show_sections(catalog, release, details=details)
+    last = f"As of {catalog.as_of}. Every file's claims and all sources: mistral-fetch show {release.ref} --json"
+    return "\n\n".join([*(_block(section) for section in sections), last])
 
 
-def _line(row: Row, width: int) -> str:
-    label = f"{row.label:{width}}  " if width else ""
-    return f"  {label}{row.text}" + (f"  [{row.confidence}]" if row.confidence else "")
+def _block(section: Section) -> str:
+    # One long file name must not push every other line's text to the right.
+    width = min(max(len(row.label) for row in section.rows), 16)
+    lines = [section.title]
+    for row in section.rows:
+        vouched = f"  [{row.confidence}]" if row.confidence else ""
+        sources = f" ({', '.join(map(str, row.sources))})" if row.sources else ""
+        label = f"{row.label:{width}}  " if width else ""
+        lines.append(f"  {label}{row.text}{vouched}{sources}")
+    return "\n".join(lines)
+
+
+class _Sources:
+    """Numbers the sources in the order in which the text first needs them; numbers nothing unless asked to."""
+
+    def __init__(self, is_numbering: bool) -> None:
+        self._is_numbering = is_numbering
+        self.keys: list[str] = []
+
+    def row(self, label: str, text: str, claim: Claim[Any]) -> Row:
+        """Return a claim as a line."""
+        text = f"{text} ({claim.note})" if claim.note else text
+        if not self._is_numbering:
+            return Row(label, text, claim.label)
+        self.keys += [key for key in claim.sources if key not in self.keys]
+        return Row(label, text, claim.label, tuple(self.keys.index(key) + 1 for key in claim.sources))
+
+    def rows(self, claims: Iterable[Claim[str]]) -> tuple[Row, ...]:
+        """Return statements as lines."""
+        return tuple(self.row("", claim.value, claim) for claim in claims)
 
 
 def show_sections(catalog: Catalog, release: Release, *, details: bool = False) -> tuple[Section, ...]:
-    """Return what ``show`` prints, in order; ``details`` adds every claim about every file."""
-    licence = (_row("licence", release.licence.value, release.licence), Row("credit line", release.credit))
+    """Return what ``show`` prints, in order; ``details`` adds every claim about every file, and all sources."""
+    sources = _Sources(details)
+    licence = sources.row("licence", release.licence.value, release.licence), Row("credit line", release.credit)
     sections = [
-        Section(f"{release.title} ({release.ref})", tuple(_identity(release))),
-        *(_channel_section(channel, details) for channel in release.channels),
-        Section("Also held by others", tuple(_copies(catalog, release))),
+        Section(f"{release.title} ({release.ref})", tuple(_identity(release, sources))),
+        *(_channel_section(channel, sources, details) for channel in release.channels),
+        Section("Also held by others", tuple(_copies(catalog, release, sources))),
         Section("Licence", licence),
-        Section("Open", _statements(release.open)),
-        Section("Not open", _statements(release.closed)),
-        Section("Published scores", tuple(_scores(catalog, release))),
-        Section("Links", tuple(_row(link.title, link.url.value, link.url) for link in release.links)),
-        Section("Worth knowing", _statements(release.traps)),
+        Section("Open", sources.rows(release.open)),
+        Section("Not open", sources.rows(release.closed)),
+        Section("Published scores", tuple(_scores(catalog, release, sources))),
+        Section("Links", tuple(sources.row(link.title, link.url.value, link.url) for link in release.links)),
+        Section("Worth knowing", sources.rows(release.traps)),
+        Section(f"Sources, as of {catalog.as_of}", tuple(_cited(catalog, sources))),
     ]
     return tuple(section for section in sections if section.rows)
 
 
-def _row(label: str, text: str, claim: Claim[Any]) -> Row:
-    return Row(label, f"{text} ({claim.note})" if claim.note else text, claim.label)
+def _cited(catalog: Catalog, sources: _Sources) -> Iterator[Row]:
+    for number, key in enumerate(sources.keys, 1):
+        citation = catalog.citations[key]
+        yield Row(str(number), " ".join((citation.title, citation.url)).strip())
 
 
-def _statements(claims: Iterable[Claim[str]]) -> tuple[Row, ...]:
-    return tuple(_row("", claim.value, claim) for claim in claims)
-
-
-def _identity(release: Release) -> Iterator[Row]:
+def _identity(release: Release, sources: _Sources) -> Iterator[Row]:
     yield Row("publisher", release.publisher)
     kind = "instruct model: chat and run" if release.variant == "instruct" else "base model: it continues text, no chat"
     yield Row("kind", kind)
     if release.date is not None:
-        yield _row("released", release.date.value, release.date)
+        yield sources.row("released", release.date.value, release.date)
     if release.parameters is not None:
-        yield _row("parameters", f"{release.parameters.value:,}", release.parameters)
+        yield sources.row("parameters", f"{release.parameters.value:,}", release.parameters)
     if release.tensor_bytes is not None:
-        yield _row("weights", format_size_both(release.tensor_bytes.value), release.tensor_bytes)
+        yield sources.row("weights", format_size_both(release.tensor_bytes.value), release.tensor_bytes)
     for key, claim in release.architecture:
-        yield _row(_ARCHITECTURE_TITLES[key], "none" if claim.value is None else f"{claim.value:,}", claim)
+        yield sources.row(_ARCHITECTURE_TITLES[key], "none" if claim.value is None else f"{claim.value:,}", claim)
     if release.chat_template.value:
-        yield _row("prompt format", release.chat_template.value, release.chat_template)
+        yield sources.row("prompt format", release.chat_template.value, release.chat_template)
     yield Row("runs here", "yes" if release.runnable else f"no: {release.not_runnable_because}")
 
 
-def _channel_section(channel: Channel, details: bool) -> Section:
+def _channel_section(channel: Channel, sources: _Sources, details: bool) -> Section:
     rows = [Row("size", _size_text(channel)), Row("assurance", _assurance_text(channel))]
     if channel.info.weight_format != "archive":
         rows.append(Row("layout", channel.info.weight_format))
     if isinstance(channel, HubChannel):
-        rows += _hub_rows(channel, details)
+        rows += _hub_rows(channel, sources, details)
     elif isinstance(channel, TorrentChannel):
-        rows += _torrent_rows(channel, details)
+        rows += _torrent_rows(channel, sources, details)
     else:
-        rows += _archive_rows(channel)
+        rows += _archive_rows(channel, sources)
     return Section(f"Channel: {_CHANNEL_TITLES[channel.kind]}", tuple(rows))
 
 
@@ -282,10 +307,10 @@ def _assurance_text(channel: Channel) -> str:
     return f"{channel.weights_assurance.label} for the weights, {channel.assurance.label} for some small files"
 
 
-def _hub_rows(channel: HubChannel, details: bool) -> Iterator[Row]:
+def _hub_rows(channel: HubChannel, sources: _Sources, details: bool) -> Iterator[Row]:
     yield Row("reference", f"hf:{channel.repo}@{channel.revision}")
     if channel.claimed_revision is not None:
-        yield _row("commit", channel.claimed_revision.value, channel.claimed_revision)
+        yield sources.row("commit", channel.claimed_revision.value, channel.claimed_revision)
     if channel.needs_listing:
         yield Row("files", f"{', '.join(channel.include)} (the hub is asked for names, sizes and digests)")
     else:
@@ -293,48 +318,50 @@ def _hub_rows(channel: HubChannel, details: bool) -> Iterator[Row]:
         which = "all" if pinned == len(channel.include) else f"{pinned} of them"
         rest = "" if which == "all" else "; for the others the hub's own digests count"
         yield Row("files", f"{len(channel.include)}, {which} pinned by sha256{rest}")
-    yield from _file_rows(channel.files, details)
+    yield from _file_rows(channel.files, sources, details)
 
 
-def _torrent_rows(channel: TorrentChannel, details: bool) -> Iterator[Row]:
-    yield _row("info-hash", channel.info_hash.value, channel.info_hash)
-    yield _row("name", channel.name.value, channel.name)
+def _torrent_rows(channel: TorrentChannel, sources: _Sources, details: bool) -> Iterator[Row]:
+    yield sources.row("info-hash", channel.info_hash.value, channel.info_hash)
+    yield sources.row("name", channel.name.value, channel.name)
     for tracker in channel.trackers:
-        yield _row("tracker", tracker.value, tracker)
+        yield sources.row("tracker", tracker.value, tracker)
     if channel.listing is not None:
-        yield _row("files", ", ".join(channel.listing.value), channel.listing)
+        yield sources.row("files", ", ".join(channel.listing.value), channel.listing)
     yield Row("magnet", channel.magnet)
-    yield from _file_rows(channel.files, details)
+    yield from _file_rows(channel.files, sources, details)
 
 
-def _archive_rows(channel: ArchiveChannel) -> Iterator[Row]:
-    yield _row("address", channel.url.value, channel.url)
+def _archive_rows(channel: ArchiveChannel, sources: _Sources) -> Iterator[Row]:
+    yield sources.row("address", channel.url.value, channel.url)
     if channel.md5 is not None:
-        yield _row("digest", str(channel.md5.value), channel.md5)
+        yield sources.row("digest", str(channel.md5.value), channel.md5)
     else:
         yield Row("digest", "none published: only the length can be compared")
 
 
-def _file_rows(pins: Iterable[FilePin], details: bool) -> Iterator[Row]:
+def _file_rows(pins: Iterable[FilePin], sources: _Sources, details: bool) -> Iterator[Row]:
     for pin in pins if details else ():
         if pin.size is not None:
-            yield _row(pin.path, f"{pin.size.value:,} bytes", pin.size)
+            yield sources.row(pin.path, f"{pin.size.value:,} bytes", pin.size)
         for digest in pin.digests:
-            yield _row(pin.path, str(digest.value) + ("" if digest.is_usable else ", not used as a check"), digest)
+            yield sources.row(
+                pin.path, str(digest.value) + ("" if digest.is_usable else ", not used as a check"), digest
+            )
 
 
-def _copies(catalog: Catalog, release: Release) -> Iterator[Row]:
+def _copies(catalog: Catalog, release: Release, sources: _Sources) -> Iterator[Row]:
     for copy in release.copies:
         text = f"{copy.kind}: {copy.identity.value}: {copy.title}; fetched only when it is named"
-        yield _row("copy", text, copy.identity)
+        yield sources.row("copy", text, copy.identity)
     if release.channel("hub") is not None:
         for mirror in catalog.hub_mirrors:
-            yield _row("hub mirror", f"{mirror.url.value}: {mirror.title}", mirror.url)
+            yield sources.row("hub mirror", f"{mirror.url.value}: {mirror.title}", mirror.url)
 
 
-def _scores(catalog: Catalog, release: Release) -> Iterator[Row]:
+def _scores(catalog: Catalog, release: Release, sources: _Sources) -> Iterator[Row]:
     for claim in release.scores:
         text = ", ".join(f"{name} {value:.1f}" for name, value in claim.value.items())
-        yield _row("scores", text, claim)
+        yield sources.row("scores", text, claim)
         source = catalog.citations[claim.sources[0]]
         yield Row("source", " ".join((source.title, source.url)).strip())
