@@ -80,7 +80,7 @@ class MirrorTransfer:
         if not self._is_pinned and self._partial.present and not remembered_validator(self._partial, self._url):
             self._start_over("they came from another mirror and no digest could tell a mixture")
         self._has_advanced()
-        while (span := self.assembler.next_span()) is not None:
+        while (span := self._next_span()) is not None:
             self._stop.check()
             try:
                 self._ask(span)
@@ -92,6 +92,13 @@ class MirrorTransfer:
                 if delay is None:
                     raise
                 self._stop.wait(delay)
+
+    def _next_span(self) -> Span | None:
+        if self.assembler.is_complete:
+            # Another process may have discarded the file meanwhile; flushing finds out.
+            self._partial.flush()
+            self.assembler.refresh()
+        return self.assembler.next_span()
 
     def _has_advanced(self) -> bool:
         """Return whether more is here than ever before; what is fetched again after a reset does not count."""

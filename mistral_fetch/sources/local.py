@@ -24,6 +24,7 @@ from mistral_fetch.errors import (
 from mistral_fetch.events import BytesReceived, Progress, Report, SourceConnected, SourceFailed
 from mistral_fetch.sources.base import StopSignal, Target
 from mistral_fetch.sources.failover import give_up, known_size, mirror_urls, report_lie
+from mistral_fetch.spans import Span
 
 
 class LocalSource:
@@ -49,6 +50,7 @@ class LocalSource:
                 target.partial.flush()
 
     def _fetch_file(self, target: Target, report: Report, stop: StopSignal) -> None:
+        known_size(target.entry)
         target.partial.prepare()
         if not target.partial.missing_pieces():
             report(Progress(target.entry.path, target.partial.present_bytes))
@@ -68,21 +70,23 @@ class LocalSource:
         partial, path = target.partial, target.entry.path
         source = local_path(url)
         buffer = memoryview(bytearray(min(partial.grid.piece_length, partial.grid.size)))
-        with _open_regular(source, known_size(target.entry)) as descriptor:
+        with _open_regular(source, partial.grid.size) as descriptor:
             report(SourceConnected(self.label))
-            for index in partial.missing_pieces():
-                stop.check()
-                span = partial.grid.span(index)
-                piece = buffer[: span.length]
-                if (got := os.preadv(descriptor, [piece], span.start)) != span.length:
-                    raise _other_size(source, known_size(target.entry), span.start + got)
-                report(BytesReceived(self.label, path, span.length))
-                try:
-                    partial.put(index, piece, str(source))
-                except PieceMismatch:
-                    report_lie(target, index, piece, self.label, report)
-                    raise
-                report(Progress(path, partial.present_bytes))
+            while missing := partial.missing_pieces():
+                for index in missing:
+                    stop.check()
+                    piece = _read(descriptor, source, buffer, partial.grid.span(index))
+                    report(BytesReceived(self.label, path, len(piece)))
+                    self._put(target, index, piece, source, report)
+                    report(Progress(path, partial.present_bytes))
+                partial.flush()
+
+    def _put(self, target: Target, index: int, piece: memoryview, source: Path, report: Report) -> None:
+        try:
+            target.partial.put(index, piece, str(source))
+        except PieceMismatch:
+            report_lie(target, index, piece, self.label, report)
+            raise
 
 
 def local_path(url: str) -> Path:
@@ -103,17 +107,28 @@ def _open_regular(path: Path, size: int) -> Iterator[int]:
     try:
         # Non-blocking, so that a named pipe put in the file's place cannot hang us before it is refused.
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise _permanent(f"{path} is no regular file", "expected a file, got a directory, pipe or device")
-            if status.st_size != size:
-                raise _other_size(path, size, status.st_size)
-            yield descriptor
-        finally:
-            os.close(descriptor)
     except OSError as error:
         raise _permanent(f"cannot read {path}", f"expected a file, got: {error.strerror}") from error
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise _permanent(f"{path} is no regular file", "expected a file, got a directory, pipe or device")
+        if status.st_size != size:
+            raise _other_size(path, size, status.st_size)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read(descriptor: int, path: Path, buffer: memoryview, span: Span) -> memoryview:
+    piece = buffer[: span.length]
+    try:
+        got = os.preadv(descriptor, [piece], span.start)
+    except OSError as error:
+        raise _permanent(f"cannot read {path}", f"expected bytes {span}, got: {error.strerror}") from error
+    if got != span.length:
+        raise _other_size(path, span.end, span.start + got)
+    return piece
 
 
 def _other_size(path: Path, size: int, actual: int) -> SizeMismatch:

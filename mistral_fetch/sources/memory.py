@@ -51,12 +51,14 @@ class MemorySource:
         partial, path = target.partial, target.entry.path
         partial.prepare()
         try:
-            for index in partial.missing_pieces():
-                stop.check()
-                span = partial.grid.span(index)
-                self._put(target, index, content[span.start : span.end], report)
-                report(BytesReceived(self.label, path, span.length))
-                report(Progress(path, partial.present_bytes))
+            while missing := partial.missing_pieces():
+                for index in missing:
+                    stop.check()
+                    span = partial.grid.span(index)
+                    self._put(target, index, content[span.start : span.end], report)
+                    report(BytesReceived(self.label, path, span.length))
+                    report(Progress(path, partial.present_bytes))
+                partial.flush()
         finally:
             partial.flush()
 

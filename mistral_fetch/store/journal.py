@@ -14,13 +14,14 @@ import os
 import re
 import secrets
 import zlib
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mistral_fetch.spans import PieceGrid
 from mistral_fetch.store.durable import boot_id, fsync_directory
 
-_HEADER = re.compile(r"mistral-fetch-journal 1 size=(\d+) piece=(\d+) boot=(\S+)")
+_HEADER = re.compile(r"mistral-fetch-journal 1 size=(\d{1,20}) piece=(\d{1,20}) boot=(\S+)")
 _RECORD = re.compile(r"(\d{1,10}) ([0-9a-f]{64}) ([0-9a-f]{8})")
 MAX_JOURNAL_BYTES = 512 * 1024 * 1024
 
@@ -34,10 +35,14 @@ class JournalRecords:
 
 
 def read_journal(path: Path, grid: PieceGrid) -> JournalRecords | None:
-    """Return the records of a journal, or None if it belongs to another file or grid."""
-    if path.stat().st_size > MAX_JOURNAL_BYTES:
-        return None
-    lines = path.read_bytes().decode("ascii", "replace").split("\n")
+    """Return the records of a journal, or None if it belongs to another file or grid, or is gone."""
+    try:
+        if path.stat().st_size > MAX_JOURNAL_BYTES:
+            return None
+        text = path.read_bytes()
+    except FileNotFoundError:
+        return None  # another process discarded the download since the directory was listed
+    lines = text.decode("ascii", "replace").split("\n")
     header = _HEADER.fullmatch(lines[0])
     if header is None or (int(header[1]), int(header[2])) != (grid.size, grid.piece_length):
         return None
@@ -59,9 +64,14 @@ class JournalWriter:
         self.path = directory / f"journal-{os.getpid()}-{secrets.token_hex(4)}.log"
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         header = f"mistral-fetch-journal 1 size={grid.size} piece={grid.piece_length} boot={boot_id() or '-'}\n"
-        self._write(header)
-        os.fsync(self._descriptor)
-        fsync_directory(directory)
+        try:
+            self._write(header)
+            os.fsync(self._descriptor)
+            fsync_directory(directory)
+        except OSError:
+            os.close(self._descriptor)
+            self.path.unlink(missing_ok=True)
+            raise
 
     def append(self, pieces: dict[int, str]) -> None:
         """Record pieces whose bytes are durable already."""
@@ -77,9 +87,16 @@ class JournalWriter:
         os.close(self._descriptor)
 
     def _write(self, text: str) -> None:
+        length = os.fstat(self._descriptor).st_size
         data = text.encode("ascii")
-        while data:
-            data = data[os.write(self._descriptor, data) :]
+        try:
+            while data:
+                data = data[os.write(self._descriptor, data) :]
+        except OSError:
+            # A full disk cuts a line short, and reading stops there: without this, all later lines are lost.
+            with suppress(OSError):
+                os.ftruncate(self._descriptor, length)
+            raise
 
 
 def _crc(fields: str) -> int:

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,9 @@ BATCH_BYTES = 64 * MIB
 # Foreign piece grids outside these bounds are not used for writing: tiny pieces cost a journal line each.
 MIN_PIECE_LENGTH = 64 * KIB
 MAX_PIECE_LENGTH = 64 * MIB
+
+# For people: which model this file belongs to. Nothing is decided by it.
+ABOUT_NAME = "about.json"
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Partial:
         self._recorded: dict[int, str] = {}
         self._unflushed: dict[int, str] = {}
         self._unflushed_bytes = 0
+        self._rehashed: dict[int, str] = {}
         self._descriptor: int | None = None
         self._journal: JournalWriter | None = None
         self._load()
@@ -74,7 +79,10 @@ class Partial:
     @property
     def present_bytes(self) -> int:
         """Return how many bytes :attr:`present` covers."""
-        return sum(self.grid.span(index).length for index in {*self._recorded, *self._unflushed})
+        count = len(self._recorded) + sum(1 for index in self._unflushed if index not in self._recorded)
+        last = self.grid.count - 1
+        shortfall = self.grid.count * self.grid.piece_length - self.grid.size
+        return count * self.grid.piece_length - (shortfall if self.piece_sha256(last) else 0)
 
     def missing_pieces(self) -> list[int]:
         """Return the indices still to fetch, in order."""
@@ -82,7 +90,7 @@ class Partial:
 
     def piece_sha256(self, index: int) -> str | None:
         """Return the sha256 of a present piece."""
-        return self._recorded.get(index) or self._unflushed.get(index)
+        return self._unflushed.get(index) or self._recorded.get(index)
 
     def put(self, index: int, data: bytes | bytearray | memoryview, source: str) -> None:
         """Verify one whole piece (when its hash is known), write it at its own offset, record it in time.
@@ -120,16 +128,15 @@ class Partial:
 
     def close(self) -> None:
         """Flush and close; the partial stays for a later process."""
-        self.flush()
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
-        self.close_without_recording()
+        try:
+            self.flush()
+        finally:
+            self.close_without_recording()
 
     def close_without_recording(self) -> None:
-        """Close the data file and forget what was not flushed, as after a disk error."""
-        self._unflushed.clear()
-        self._unflushed_bytes = 0
+        """Close the files and forget what was not flushed, as after a disk error."""
+        self._forget_unflushed()
+        self._close_journal()
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -146,16 +153,24 @@ class Partial:
     def reset(self) -> None:
         """Forget all bytes: they turned out wrong, or belong to another version of the file."""
         self.close_without_recording()
-        if self._journal is not None:
-            self._journal.close()
-            self._journal = None
         self._recorded.clear()
+        self._rehashed.clear()
         with disk_errors("discarding a download", self.directory):
             if self.directory.is_dir():
-                # Records first: a crash in between must never leave records without their bytes.
-                for path in sorted(self.directory.iterdir(), key=lambda path: path.name == "data"):
-                    path.unlink()
+                # Records first: a crash in between must never leave records without their bytes, or without the
+                # name of the version they belong to.
+                self._remove_journals()
+                for path in self.directory.iterdir():
+                    if path.name != ABOUT_NAME:
+                        path.unlink(missing_ok=True)
                 fsync_directory(self.directory)
+
+    def describe(self, ref_key: str, path: str) -> None:
+        """Note for ``list`` and ``rm`` which model and file this is."""
+        with disk_errors("starting a download", self.directory):
+            if not (self.directory / ABOUT_NAME).exists():
+                fields = {"ref": ref_key, "path": path, "size": self.grid.size, "since": int(time.time())}
+                write_durably(self.directory / ABOUT_NAME, json.dumps(fields).encode())
 
     def recheck(self) -> list[Span]:
         """Re-hash every recorded piece on disk, forget those that changed and return where they were."""
@@ -212,6 +227,7 @@ class Partial:
     def _load(self) -> None:
         if not self.data_path.is_file() or self.data_path.stat().st_size != self.grid.size:
             return
+        stale: dict[int, str] = {}
         for path in self._journal_paths():
             records = read_journal(path, self.grid)
             if records is None:
@@ -219,24 +235,37 @@ class Partial:
             for index, sha256 in records.pieces.items():
                 if self.known_pieces is not None and sha256 != self.known_pieces.sha256[index]:
                     continue
-                # After a restart of the host, synced bytes should be there; should is not enough.
-                if records.is_of_this_boot or self._hash_on_disk(index) == sha256:
-                    self._recorded[index] = sha256
+                (self._recorded if records.is_of_this_boot else stale)[index] = sha256
+        # After a restart of the host, synced bytes should be there; should is not enough.
+        for index, sha256 in stale.items():
+            if index not in self._recorded and self._hash_on_disk(index) == sha256:
+                self._rehashed[index] = sha256
+        self._recorded.update(self._rehashed)
 
     def _journal_paths(self) -> Iterator[Path]:
         return iter(sorted(self.directory.glob("journal-*.log")))
 
+    def _remove_journals(self) -> None:
+        for path in self._journal_paths():
+            path.unlink(missing_ok=True)  # another process may be discarding as well
+        fsync_directory(self.directory)
+
     def _hash_on_disk(self, index: int) -> str:
         span = self.grid.span(index)
-        with self.data_path.open("rb") as file:
-            file.seek(span.start)
-            return hashlib.sha256(file.read(span.length)).hexdigest()
+        try:
+            with self.data_path.open("rb") as file:
+                file.seek(span.start)
+                return hashlib.sha256(file.read(span.length)).hexdigest()
+        except OSError:
+            return ""  # gone or unreadable (a bad sector): not present, so it is fetched and written again
 
     def _open(self) -> int:
         if self._descriptor is None:
             make_directory(self.directory)
             self._descriptor = os.open(self.data_path, os.O_RDWR | os.O_CREAT, 0o644)
             if os.fstat(self._descriptor).st_size != self.grid.size:
+                # Records that an earlier data file left behind must not come to life with the new one.
+                self._remove_journals()
                 os.ftruncate(self._descriptor, self.grid.size)
                 os.fsync(self._descriptor)
             fsync_directory(self.directory)
@@ -253,23 +282,48 @@ class Partial:
         if not self._unflushed:
             return
         descriptor = self._open()
-        getattr(os, "fdatasync", os.fsync)(descriptor)
+        try:
+            getattr(os, "fdatasync", os.fsync)(descriptor)
+        except OSError:
+            # The system reports lost writes once and calls the pages clean afterwards: a later sync would
+            # succeed and prove nothing.
+            self._forget_unflushed()
+            raise
+        if not self._owns_data(descriptor):
+            # Another process discarded the download meanwhile: these bytes have no name any more.
+            self.close_without_recording()
+            self._recorded.clear()
+            self._rehashed.clear()
+            self._load()
+            return
         if self._journal is None:
             self._journal = JournalWriter(self.directory, self.grid)
-        self._journal.append(self._unflushed)
+        self._journal.append({**self._rehashed, **self._unflushed})
         self._recorded.update(self._unflushed)
+        self._rehashed = {}
+        self._forget_unflushed()
+
+    def _owns_data(self, descriptor: int) -> bool:
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.data_path.stat())
+        except FileNotFoundError:
+            return False
+
+    def _forget_unflushed(self) -> None:
         self._unflushed = {}
         self._unflushed_bytes = 0
 
+    def _close_journal(self) -> None:
+        journal, self._journal = self._journal, None
+        if journal is not None:
+            journal.close()
+
     def _replace_journals(self, kept: dict[int, str]) -> None:
         with disk_errors("recording a repair", self.directory):
-            old = list(self._journal_paths())
-            if self._journal is not None:
-                self._journal.close()
-            for path in old:
-                path.unlink()
-            fsync_directory(self.directory)
+            self._close_journal()
             self._recorded = {}
+            self._rehashed = {}
+            self._remove_journals()
             self._journal = JournalWriter(self.directory, self.grid)
             if kept:
                 self._journal.append(kept)
