@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import libtorrent as lt
 
 from mistral_fetch.bittorrent.metainfo import MAX_PIECE_COUNT, MAX_TORRENT_BYTES, Metainfo, unsafe
 
-_LIMITS = {
+# Any: the stubs leave out that the limits are read from the same dictionary.
+_LIMITS: Any = {
     "max_buffer_size": MAX_TORRENT_BYTES,
     "max_pieces": MAX_PIECE_COUNT,
     "max_decode_depth": 100,
@@ -27,6 +30,8 @@ def load_parameters(metainfo: Metainfo) -> lt.add_torrent_params:
     except RuntimeError as error:
         raise unsafe("a torrent that libtorrent accepts", str(error)) from error
     torrent = parameters.ti
+    if torrent is None:
+        raise unsafe("a torrent with metadata", "none")
     ours = (metainfo.piece_length, metainfo.piece_count, metainfo.info_hash_v1, metainfo.info_hash_v2)
     hashes = torrent.info_hashes()
     theirs = (

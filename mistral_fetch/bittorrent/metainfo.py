@@ -55,6 +55,7 @@ class Metainfo:
     files: tuple[TorrentFile, ...]
     trackers: tuple[str, ...] = ()
     web_seeds: tuple[str, ...] = ()
+    v1_pieces: bytes = field(default=b"", repr=False)
     data: bytes = field(default=b"", repr=False)
 
     @property
@@ -66,6 +67,11 @@ class Metainfo:
     def assurance(self) -> Assurance:
         """Return what a transfer of this torrent proves: a hybrid is checked against both its hashes."""
         return Assurance.BTV2 if self.info_hash_v2 else Assurance.BTV1
+
+    def piece_hash(self, piece: int) -> str:
+        """Return what a piece must hash to, as ``sha1:…``, or a plain word where only the v2 tree knows it."""
+        digest = self.v1_pieces[20 * piece : 20 * piece + 20]
+        return f"sha1:{digest.hex()}" if digest else "its node in the v2 hash tree"
 
     def files_in_piece(self, piece: int) -> list[TorrentFile]:
         """Return the files that have bytes in a piece."""
@@ -149,6 +155,7 @@ class _Reader:
             files=files,
             trackers=_addresses(_tracker_values(torrent), _TRACKER_SCHEMES),
             web_seeds=_addresses(_web_seed_values(torrent), _WEB_SEED_SCHEMES),
+            v1_pieces=self._info[b"pieces"] if self._has_v1 else b"",
             data=data,
         )
 

@@ -211,9 +211,7 @@ def _manifest(name: str, hashed: HashedDirectory, mirrors: Sequence[str], info: 
     torrent_url = f"{torrent_base}{quote(name)}.v1.torrent"
     entries = []
     for file in hashed.files:
-        addresses = [
-            MirrorUrl(f"{base}/{quote(file.path)}", priority) for priority, base in enumerate(bases, start=1)
-        ]
+        addresses = [MirrorUrl(f"{base}/{quote(file.path)}", priority) for priority, base in enumerate(bases, start=1)]
         entries.append(
             FileEntry(
                 path=file.path,

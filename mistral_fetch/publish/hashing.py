@@ -172,7 +172,9 @@ class _FilePass:
         except OSError as error:
             raise _unreadable(self._file, error) from error
         finally:
-            wait((*pending, *units))  # after an error too: no task may go on with a buffer that is gone
+            # After an error too: no task may go on with a buffer that is gone.
+            wait(pending)
+            wait(units)
         return self._result()
 
     def _submit(self, pool: ThreadPoolExecutor, window: memoryview) -> tuple[list[Future[None]], list[Future[_Unit]]]:
@@ -232,10 +234,8 @@ class _FilePass:
         if self._shares_plain:
             self._plain.add_whole(v1[: self._file.size // self._piece_length])
         layer = tuple(v2) if len(v2) > 1 else ()
-        if layer:
-            root = merkle.file_root(layer, self._piece_length)
-        else:
-            root = v2[0] if v2 else b""
+        only = v2[0] if v2 else b""
+        root = merkle.file_root(layer, self._piece_length) if layer else only
         return FileDigests(
             path=self._file.path,
             size=self._file.size,
@@ -254,7 +254,10 @@ def _windows(file: SourceFile) -> Iterator[memoryview]:
     Raises:
         PublishError: The file is not the one that was planned, or changed while it was read.
     """
-    buffers = (bytearray(min(WINDOW_LENGTH, file.size)), bytearray(min(WINDOW_LENGTH, max(0, file.size - WINDOW_LENGTH))))
+    buffers = (
+        bytearray(min(WINDOW_LENGTH, file.size)),
+        bytearray(min(WINDOW_LENGTH, max(0, file.size - WINDOW_LENGTH))),
+    )
     with file.location.open("rb", buffering=0) as stream:
         before = os.fstat(stream.fileno())
         _check_unchanged(file, before.st_size == file.size, "its size differs from a moment ago")
@@ -302,4 +305,3 @@ def _unreadable(file: SourceFile, error: OSError) -> PublishError:
         detail=f"expected a readable file, got: {error.strerror or error}",
         hint="check its permissions, then publish again",
     )
-

@@ -1,0 +1,143 @@
+"""libtorrent's alerts as values of our own.
+
+An alert dies with the next ``pop_alerts``: everything needed is copied here, at once, and nobody else sees one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import libtorrent as lt
+
+from mistral_fetch.bittorrent.peers import format_peer
+
+Category = lt.alert.category_t
+# Peer alerts carry the bans; block alerts tell who sent what and are switched on only while it matters.
+ALERT_MASK = (
+    Category.error_notification
+    | Category.status_notification
+    | Category.storage_notification
+    | Category.peer_notification
+    | Category.piece_progress_notification
+)
+BLOCK_ALERTS = Category.block_progress_notification
+
+
+@dataclass(frozen=True)
+class BlockReceived:
+    """A peer sent a block of a piece."""
+
+    piece: int
+    address: str
+
+
+@dataclass(frozen=True)
+class PiecePassed:
+    """A piece matched its hash."""
+
+    piece: int
+
+
+@dataclass(frozen=True)
+class PieceFailed:
+    """A piece did not match its hash."""
+
+    piece: int
+
+
+@dataclass(frozen=True)
+class PeerBanned:
+    """libtorrent will not talk to this peer again."""
+
+    address: str
+
+
+@dataclass(frozen=True)
+class WebSeedFailed:
+    """A web seed could not be used."""
+
+    url: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DiskFailed:
+    """The disk refused; ``errno`` is 0 where it is not known."""
+
+    path: str
+    errno: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class TorrentFailed:
+    """The torrent was stopped by an error, such as hashes of a hybrid that contradict each other."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class CacheFlushed:
+    """Everything received so far was handed to the operating system."""
+
+
+@dataclass(frozen=True)
+class ResumeSaved:
+    """libtorrent's resume data, bencoded; None when it could not be made."""
+
+    data: bytes | None
+
+
+@dataclass(frozen=True)
+class TorrentRemoved:
+    """The torrent left the session."""
+
+
+Alert = (
+    BlockReceived
+    | PiecePassed
+    | PieceFailed
+    | PeerBanned
+    | WebSeedFailed
+    | DiskFailed
+    | TorrentFailed
+    | CacheFlushed
+    | ResumeSaved
+    | TorrentRemoved
+)
+
+
+def drain(session: lt.session) -> list[Alert]:
+    """Return what happened since the last call."""
+    return [copied for alert in session.pop_alerts() for copied in _copy(alert)]
+
+
+def _copy(alert: lt.alert) -> Iterator[Alert]:
+    # The most frequent first: at full speed there are thousands of blocks a second.
+    if isinstance(alert, lt.block_finished_alert):
+        yield BlockReceived(alert.piece_index, format_peer(alert.endpoint))
+    elif isinstance(alert, lt.piece_finished_alert):
+        yield PiecePassed(alert.piece_index)
+    elif isinstance(alert, lt.hash_failed_alert):
+        yield PieceFailed(alert.piece_index)
+    elif isinstance(alert, lt.peer_ban_alert):
+        yield PeerBanned(format_peer(alert.endpoint))
+    elif isinstance(alert, lt.url_seed_alert):
+        yield WebSeedFailed(alert.server_url(), alert.error_message() or alert.error.message())
+    elif isinstance(alert, lt.file_error_alert):
+        yield DiskFailed(alert.filename(), _errno(alert.error), alert.error.message())
+    elif isinstance(alert, lt.torrent_error_alert):
+        yield TorrentFailed(alert.error.message())
+    elif isinstance(alert, lt.cache_flushed_alert):
+        yield CacheFlushed()
+    elif isinstance(alert, lt.save_resume_data_alert):
+        yield ResumeSaved(bytes(lt.write_resume_data_buf(alert.params)))
+    elif isinstance(alert, lt.save_resume_data_failed_alert):
+        yield ResumeSaved(None)
+    elif isinstance(alert, lt.torrent_removed_alert):
+        yield TorrentRemoved()
+
+
+def _errno(error: lt.error_code) -> int:
+    return int(error.value()) if error.category().name() in {"system", "generic"} else 0

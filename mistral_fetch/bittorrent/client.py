@@ -1,0 +1,261 @@
+"""One running torrent: libtorrent's session and handle behind plain methods and values.
+
+Owns what libtorrent is told: where bytes go, which files are wanted, what may be trusted. Knows nothing of
+partials, timeouts or what to do when a peer lies; :mod:`mistral_fetch.sources.swarm` decides that.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import libtorrent as lt
+
+from mistral_fetch.bittorrent.alerts import (
+    ALERT_MASK,
+    BLOCK_ALERTS,
+    Alert,
+    CacheFlushed,
+    ResumeSaved,
+    TorrentRemoved,
+    drain,
+)
+from mistral_fetch.bittorrent.load import load_parameters
+from mistral_fetch.bittorrent.metainfo import Metainfo
+from mistral_fetch.bittorrent.peers import Endpoint, format_peer
+from mistral_fetch.bittorrent.resume import save_record, sync_files, take_record
+from mistral_fetch.bittorrent.settings import SwarmSettings, session_settings
+
+_WANTED = 4
+_UNWANTED = 0
+# Never here: no_verify_files (libtorrent 2.1.1 crashes soon after) and bit 25 (it crashes hybrids with web seeds).
+_FLAGS = lt.torrent_flags.update_subscribe | lt.torrent_flags.apply_ip_filter
+_ALONE = lt.torrent_flags.disable_dht | lt.torrent_flags.disable_lsd | lt.torrent_flags.disable_pex
+_NOT_YET_CONNECTED = lt.peer_info.connecting | lt.peer_info.handshake
+FLUSH_TIMEOUT_SECONDS = 120.0
+REMOVE_TIMEOUT_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class DownloadStatus:
+    """Where a torrent stands. ``file_bytes`` counts blocks, verified or not; ``verified_bytes`` whole pieces."""
+
+    is_checking: bool
+    is_finished: bool
+    file_bytes: Mapping[int, int]
+    verified_bytes: Mapping[int, int]
+    peers: tuple[str, ...]
+    payload_bytes: int
+    uploaded_bytes: int
+
+
+def open_session(settings: SwarmSettings) -> lt.session:
+    """Return a running session that talks to nobody yet."""
+    pack: Any = {**session_settings(settings), "alert_mask": ALERT_MASK | BLOCK_ALERTS}
+    return lt.session(pack)
+
+
+class Download:
+    """Fetches some files of a torrent to given places.
+
+    Args:
+        metainfo: The validated torrent.
+        data_paths: Where each wanted file's bytes go, by file index. The files exist already, at full size.
+        state_directory: For the record of clean stops, and for pieces that reach into files not wanted.
+        settings: What to ask of the swarm.
+    """
+
+    def __init__(
+        self, metainfo: Metainfo, data_paths: Mapping[int, Path], state_directory: Path, settings: SwarmSettings
+    ) -> None:
+        self._metainfo = metainfo
+        self._data_paths = dict(data_paths)
+        self._state_directory = state_directory
+        self._settings = settings
+        self._session: lt.session | None = None
+        self._handle: lt.torrent_handle | None = None
+        self._waiting: list[Alert] = []
+
+    def start(self, peers: Iterable[Endpoint]) -> None:
+        """Begin: trust the last clean stop if nothing changed since, else check what lies on the disk.
+
+        Raises:
+            UnsafeTorrent: libtorrent reads the torrent differently.
+            StoreError: The disk refused.
+        """
+        resume_data = take_record(self._state_directory, self._metainfo, self._data_paths)
+        parameters = self._parameters()
+        if resume_data is not None:
+            _apply_resume_data(parameters, resume_data)
+        elif not any(_has_blocks(path) for path in self._data_paths.values()):
+            # Nothing but holes: saying so spares libtorrent from hashing gigabytes of zeros.
+            parameters.have_pieces = [False] * self._metainfo.piece_count
+        parameters.peers = list(peers)
+        self._session = open_session(self._settings)
+        self._handle = self._session.add_torrent(parameters)
+
+    def poll(self, seconds: float) -> list[Alert]:
+        """Return what happened, after waiting up to ``seconds`` for something to happen."""
+        if not self._waiting:
+            self._running_session.wait_for_alert(int(seconds * 1000))
+        alerts = [*self._waiting, *drain(self._running_session)]
+        self._waiting = []
+        return alerts
+
+    def status(self) -> DownloadStatus:
+        """Return where the torrent stands now."""
+        handle = self._running_handle
+        status = handle.status(lt.status_flags_t.query_accurate_download_counters)
+        states = lt.torrent_status.states
+        blocks = handle.file_progress()
+        pieces = handle.file_progress(lt.file_progress_flags_t.piece_granularity)
+        return DownloadStatus(
+            is_checking=status.state in {states.checking_files, states.checking_resume_data, states.allocating},
+            is_finished=status.state in {states.finished, states.seeding},
+            file_bytes={index: blocks[index] for index in self._data_paths if index < len(blocks)},
+            verified_bytes={index: pieces[index] for index in self._data_paths if index < len(pieces)},
+            peers=tuple(self._connected()),
+            payload_bytes=status.total_payload_download,
+            uploaded_bytes=status.total_payload_upload,
+        )
+
+    def connect(self, peers: Iterable[Endpoint]) -> None:
+        """Ask for connections to these peers, now."""
+        for peer in peers:
+            self._running_handle.connect_peer(peer)
+
+    def restart_with(self, peer: Endpoint, banned: Sequence[Endpoint]) -> None:
+        """Forget all peers and bans, keep every verified piece, and talk to ``peer`` alone."""
+        resume_data = self._resume_data()
+        self._running_session.remove_torrent(self._running_handle)
+        self._wait_for(TorrentRemoved, REMOVE_TIMEOUT_SECONDS)
+        parameters = self._parameters()
+        if resume_data is not None:
+            _apply_resume_data(parameters, resume_data)
+        parameters.trackers, parameters.url_seeds = [], []
+        parameters.flags |= _ALONE
+        parameters.peers, parameters.banned_peers = [peer], list(banned)
+        self._handle = self._running_session.add_torrent(parameters)
+
+    def open_up(self, peers: Iterable[Endpoint]) -> None:
+        """Look for other peers again, after :meth:`restart_with` found an honest one."""
+        handle = self._running_handle
+        handle.unset_flags(_ALONE)
+        for url in self._trackers():
+            handle.add_tracker({"url": url})
+        for url in self._web_seeds():
+            handle.add_url_seed(url)
+        self.connect(peers)
+
+    def stop(self) -> None:
+        """Make everything received durable and record it, so that the next start need not check.
+
+        Raises:
+            StoreError: The disk refused.
+        """
+        resume_data = self._resume_data()
+        if resume_data is None:
+            sync_files(self._data_paths)
+        else:
+            save_record(self._state_directory, self._metainfo, self._data_paths, resume_data)
+
+    def close(self) -> None:
+        """End the session. Without :meth:`stop` before, the next start checks the disk."""
+        if self._session is not None and self._handle is not None:
+            self._session.remove_torrent(self._handle)
+        self._handle = None
+        self._session = None
+
+    @property
+    def has_places_to_ask(self) -> bool:
+        """Return whether anything but named peers can lead to the data."""
+        return bool(self._settings.dht or self._settings.lsd or self._trackers() or self._web_seeds())
+
+    @property
+    def _running_session(self) -> lt.session:
+        assert self._session is not None, "start() comes first"
+        return self._session
+
+    @property
+    def _running_handle(self) -> lt.torrent_handle:
+        assert self._handle is not None, "start() comes first"
+        return self._handle
+
+    def _parameters(self) -> lt.add_torrent_params:
+        parameters = load_parameters(self._metainfo)
+        parameters.save_path = str(self._state_directory)
+        parameters.flags = _FLAGS
+        parameters.trackers = self._trackers()
+        parameters.tracker_tiers = list(range(len(parameters.trackers)))
+        parameters.url_seeds = self._web_seeds()
+        parameters.file_priorities = [
+            _WANTED if index in self._data_paths else _UNWANTED for index in range(_file_count(parameters))
+        ]
+        # Every file gets a place of ours, wanted or not: no name from outside ever reaches the disk.
+        places = {file.index: self._state_directory / "unwanted" / str(file.index) for file in self._metainfo.files}
+        parameters.renamed_files = {index: str(path) for index, path in {**places, **self._data_paths}.items()}
+        limit = self._settings.download_limit_bytes_per_second
+        if limit is not None:
+            parameters.download_limit = limit  # the torrent's own: a session's limit does not bind local peers
+        return parameters
+
+    def _trackers(self) -> list[str]:
+        return list(self._metainfo.trackers) if self._settings.use_trackers else []
+
+    def _web_seeds(self) -> list[str]:
+        return list(self._metainfo.web_seeds) if self._settings.use_web_seeds else []
+
+    def _connected(self) -> list[str]:
+        return [
+            format_peer(peer.ip) for peer in self._running_handle.get_peer_info() if not peer.flags & _NOT_YET_CONNECTED
+        ]
+
+    def _resume_data(self) -> bytes | None:
+        """Stop the transfer, have everything written, and return libtorrent's account of it."""
+        handle = self._running_handle
+        handle.pause()
+        handle.flush_cache()
+        self._wait_for(CacheFlushed, FLUSH_TIMEOUT_SECONDS)
+        handle.save_resume_data(lt.save_resume_flags_t.flush_disk_cache)
+        saved = self._wait_for(ResumeSaved, FLUSH_TIMEOUT_SECONDS)
+        return saved.data if isinstance(saved, ResumeSaved) else None
+
+    def _wait_for(self, kind: type[Alert], timeout_seconds: float) -> Alert | None:
+        """Return the next alert of a kind; the others stay for :meth:`poll`."""
+        deadline = time.monotonic() + timeout_seconds
+        while time.monotonic() < deadline:
+            self._running_session.wait_for_alert(200)
+            found = None
+            for alert in drain(self._running_session):
+                if found is None and isinstance(alert, kind):
+                    found = alert
+                else:
+                    self._waiting.append(alert)
+            if found is not None:
+                return found
+        return None
+
+
+def _file_count(parameters: lt.add_torrent_params) -> int:
+    assert parameters.ti is not None, "load_parameters saw to that"
+    return parameters.ti.num_files()
+
+
+def _has_blocks(path: Path) -> bool:
+    try:
+        return path.stat().st_blocks > 0
+    except FileNotFoundError:
+        return False
+
+
+def _apply_resume_data(parameters: lt.add_torrent_params, resume_data: bytes) -> None:
+    """Take over what was verified, and nothing else: no peers, bans, limits or places from an earlier run."""
+    try:
+        earlier = lt.read_resume_data(resume_data)
+    except RuntimeError:
+        return  # unreadable: then the disk is checked
+    parameters.have_pieces = earlier.have_pieces
+    parameters.unfinished_pieces = earlier.unfinished_pieces

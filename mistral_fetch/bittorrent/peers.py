@@ -1,0 +1,61 @@
+"""Peers named by people: ``host:port`` to addresses libtorrent can connect to."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import socket
+from collections.abc import Iterable
+
+from mistral_fetch.errors import ConfigError
+
+_PEER = re.compile(r"(?:\[(?P<v6>[^\]]+)\]|(?P<host>[^:\[\]\s]+)):(?P<port>\d{1,5})")
+Endpoint = tuple[str, int]
+
+
+def parse_peer(text: str) -> Endpoint:
+    """Return the host and port of ``host:port`` or ``[ipv6]:port``.
+
+    Raises:
+        ConfigError: It is neither.
+    """
+    match = _PEER.fullmatch(text.strip())
+    port = int(match["port"]) if match else 0
+    if match is None or not 0 < port < 65536:
+        raise ConfigError(
+            f"not a peer's address: {text[:80]!r}",
+            detail="expected host:port or [ipv6]:port, with a port from 1 to 65535",
+            hint="for example --peer 192.0.2.7:6881",
+        )
+    return match["v6"] or match["host"], port
+
+
+def format_peer(endpoint: Endpoint) -> str:
+    """Return ``host:port``, with brackets around IPv6."""
+    host, port = endpoint
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def resolve_peers(peers: Iterable[str]) -> list[Endpoint]:
+    """Return numeric endpoints, each once; names that cannot be resolved now are left out.
+
+    Raises:
+        ConfigError: A peer is not ``host:port``.
+    """
+    endpoints: dict[Endpoint, None] = {}
+    for host, port in map(parse_peer, peers):
+        for address in _addresses(host):
+            endpoints[address, port] = None
+    return list(endpoints)
+
+
+def _addresses(host: str) -> list[str]:
+    try:
+        return [str(ipaddress.ip_address(host))]
+    except ValueError:
+        pass
+    try:
+        found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
+    except OSError:
+        return []
+    return [str(entry[4][0]) for entry in found]
