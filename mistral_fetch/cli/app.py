@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from mistral_fetch import __version__
-from mistral_fetch.cli import cache, demo, doctor, fetch, publish
+from mistral_fetch.cli import cache, demo, doctor, fetch, publish, show
 
 _EPILOG = "Documentation: docs/ in the source. Exit codes: docs/exit-codes.md."
 
@@ -38,7 +38,7 @@ def root(
     """Download, verify, keep, share and run open-weight models, Mistral 7B first."""
 
 
-for group in (fetch, cache, publish, doctor, demo):
+for group in (fetch, cache, show, publish, doctor, demo):
     group.register(app)
 
 

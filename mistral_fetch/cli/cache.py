@@ -1,4 +1,4 @@
-"""``verify``, ``path``, ``list``, ``show`` and ``rm``: what this cache holds, and whether it is still right."""
+"""``verify``, ``path``, ``list`` and ``rm``: what this cache holds, and whether it is still right."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import typer
 
 from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals
 from mistral_fetch.errors import ExitCode, NotFoundError, NotInCache
-from mistral_fetch.ref import CatalogRef, DirectoryRef, parse_ref
+from mistral_fetch.ref import DirectoryRef, parse_ref
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.snapshots import RefRecord, find_refs, find_snapshot, list_refs, load_provenance
-from mistral_fetch.units import format_duration, format_size, format_size_both
+from mistral_fetch.units import format_duration, format_size
 
 
 def register(app: typer.Typer) -> None:
@@ -22,7 +22,6 @@ def register(app: typer.Typer) -> None:
     command(app, "verify", epilog="Exit codes: 0 every byte right, 2 usage, 3 not found, 32 a file is wrong.")(verify)
     command(app, "path", epilog="Exit codes: 0 ok, 2 usage, 3 not complete in the cache.")(path)
     command(app, "list", epilog="Exit codes: 0 ok, 2 usage.")(list_models)
-    command(app, "show", epilog="Exit codes: 0 ok, 2 usage, 3 not found.")(show)
     command(app, "rm", epilog="Exit codes: 0 ok, 2 usage, 3 not found, 9 disk, 11 in use by a pull.")(remove)
 
 
@@ -146,7 +145,9 @@ def list_models(
     from mistral_fetch.store.gc import allocated_bytes, list_partials
 
     if catalog:
-        return _list_catalog(front)
+        from mistral_fetch.cli.show import list_catalog
+
+        return list_catalog(front)
     layout = Layout(front.settings.home)
     layout.check_version()
     models = [] if partial else [_model_row(layout, record) for record in list_refs(layout)]
@@ -198,65 +199,6 @@ def _about(directory: Path) -> dict[str, Any]:
 
 def _age(since: int) -> str:
     return f"{format_duration(max(0, time.time() - since))} ago"
-
-
-def _list_catalog(front: FrontEnd) -> int:
-    from mistral_fetch.catalog_show import catalog_rows
-    from mistral_fetch.cli.render import table
-    from mistral_fetch.transfer.local import settings_catalog
-
-    headings, rows, fields = catalog_rows(settings_catalog(front.settings))
-    front.result(fields, table(headings, rows))
-    return 0
-
-
-def show(front: FrontEnd, ref: Annotated[str, typer.Argument(metavar="REF")]) -> int:
-    """Show a model: its channels, licence and credit, links, scores, and what this cache has of it."""
-    parsed = parse_ref(ref)
-    layout = Layout(front.settings.home)
-    fields: dict[str, Any] = {}
-    text: list[str] = []
-    if isinstance(parsed, CatalogRef):
-        from mistral_fetch.catalog_show import show_fields, show_text
-        from mistral_fetch.transfer.local import settings_catalog
-
-        catalog = settings_catalog(front.settings)
-        release = catalog.find(parsed.name, parsed.version)
-        fields, text = show_fields(catalog, release), [show_text(catalog, release)]
-    held = _held(front, layout, ref)
-    if not held and not text:
-        raise NotInCache(
-            f"{ref} is not in the cache at {layout.home}",
-            detail="expected a catalog name or a model in the cache, got neither",
-            hint=f"fetch it with: mistral-fetch pull {ref}",
-        )
-    text.append(_held_text(held) if held else "In this cache: no")
-    front.result({**fields, "cache": held}, "\n\n".join(text))
-    return 0
-
-
-def _held(front: FrontEnd, layout: Layout, text: str) -> list[dict[str, Any]]:
-    from mistral_fetch.transfer.local import ref_key
-
-    layout.check_version()
-    held = []
-    for record in find_refs(layout, ref_key(parse_ref(text), front.settings)):
-        directory = find_snapshot(layout, record.content_digest)
-        if directory is not None:
-            held.append({"channel": record.channel, "directory": str(directory), **load_provenance(directory)})
-    return held
-
-
-def _held_text(held: list[dict[str, Any]]) -> str:
-    lines = ["In this cache:"]
-    for model in held:
-        lines.append(f"  {model['directory']} (by {model['channel']})")
-        lines += [f"    licence {model['licence']}", f"    credit  {model['credit']}"] if model.get("licence") else []
-        for file in model.get("files", []):
-            size = format_size_both(int(file["size"]))
-            lines.append(f"    {file['path']}  {size}  {file['assurance']}  sha256:{file['sha256']}")
-            lines.append(f"      from {', '.join(file['sources'])}, verified {file['verified_at']}")
-    return "\n".join(lines)
 
 
 def remove(

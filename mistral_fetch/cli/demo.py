@@ -173,12 +173,13 @@ def _ask(front: FrontEnd, interpreter: Any, directory: Path) -> list[dict[str, s
 
 
 def _summary(results: dict[str, Any], seconds: float) -> str:
+    size, content = format_size(results["size"]), results["http"]["content_digest"].partition(":")[2][:16]
     return "\n".join(
         [
             "",
-            f"1. A model of {format_size(results['size'])} was published on loopback: manifest, torrents, checksums.",
-            f"2. It was fetched twice, by HTTP and by torrent, in {format_duration(seconds)}; both brought the same bytes.",
-            f"3. Every byte was verified before it became visible (content {results['http']['content_digest'][:16]}...).",
+            f"1. A model of {size} was published on loopback: manifest, torrents, checksums.",
+            f"2. It was fetched by HTTP and by torrent, in {format_duration(seconds)}; both brought the same bytes.",
+            f"3. Every byte was verified before it became visible (content digest {content}...).",
             "4. The bundled PyTorch runtime answered from exactly those files.",
             "5. Nothing is left running, and the demo's caches are gone.",
             '6. The real model: mistral-fetch run mistral-7b "The best thing about open weights is"   (14.5 GB)',

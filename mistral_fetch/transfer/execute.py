@@ -38,6 +38,7 @@ from mistral_fetch.events import (
 from mistral_fetch.manifest import FileEntry, Manifest, PieceHashes
 from mistral_fetch.sources.base import Source, StopSignal, Target
 from mistral_fetch.store.blobs import commit_partial, find_blob
+from mistral_fetch.store.durable import disk_errors
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.partials import CommittedBlob, Partial
 from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
@@ -105,6 +106,10 @@ def execute_offer(
     write_ref(layout, RefRecord(ref_key, offer.channel, content_digest, int(time.time())))
     for item in work:
         item.partial.remove()
+    with disk_errors("removing what the transfer left", layout.partials):
+        for directory in offer.scratch:
+            if directory.is_dir():
+                shutil.rmtree(directory)
     report(SnapshotReady(str(directory), content_digest))
     weakest = min(item.assurance for item in work)
     return Acquired(directory, content_digest, ledger.received_bytes, weakest)

@@ -1,0 +1,85 @@
+"""``show`` and ``list --catalog``: what is known of a model, how well, and what this cache has of it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from mistral_fetch.cli.options import FrontEnd, command
+from mistral_fetch.errors import NotInCache
+from mistral_fetch.ref import CatalogRef, Ref, parse_ref
+from mistral_fetch.store.layout import Layout
+from mistral_fetch.store.snapshots import find_refs, find_snapshot, load_provenance
+from mistral_fetch.units import format_size_both
+
+
+def register(app: typer.Typer) -> None:
+    """Add this group's commands."""
+    command(app, "show", epilog="Exit codes: 0 ok, 2 usage, 3 not found.")(show)
+
+
+def show(
+    front: FrontEnd,
+    ref: Annotated[str, typer.Argument(metavar="REF", help="A catalog name, or anything that was pulled.")],
+    details: Annotated[bool, typer.Option("--details", help="Also every file with its digests.")] = False,
+) -> int:
+    """Show a model: its channels, licence and credit, links, scores, and what this cache has of it."""
+    from mistral_fetch.catalog_show import show_fields, show_text
+    from mistral_fetch.transfer.local import settings_catalog
+
+    parsed = parse_ref(ref)
+    held = _held(front, parsed)
+    fields: dict[str, Any] = {}
+    text: list[str] = []
+    if isinstance(parsed, CatalogRef):
+        catalog = settings_catalog(front.settings)
+        release = catalog.find(parsed.name, parsed.version)
+        fields = show_fields(catalog, release)
+        text = [show_text(catalog, release, details=details)]
+    elif not held:
+        raise NotInCache(
+            f"{ref} is not in the cache at {front.settings.home}",
+            detail="expected a catalog name or a model in the cache, got neither",
+            hint=f"fetch it with: mistral-fetch pull {ref}",
+        )
+    text.append(_held_text(held) if held else "In this cache\n  nothing yet")
+    front.result({**fields, "cache": held}, "\n\n".join(text))
+    return 0
+
+
+def list_catalog(front: FrontEnd) -> int:
+    """Print what can be fetched."""
+    from mistral_fetch.catalog_show import catalog_rows
+    from mistral_fetch.cli.render import table
+    from mistral_fetch.transfer.local import settings_catalog
+
+    headings, rows, fields = catalog_rows(settings_catalog(front.settings))
+    front.result(fields, table(headings, rows))
+    return 0
+
+
+def _held(front: FrontEnd, ref: Ref) -> list[dict[str, Any]]:
+    from mistral_fetch.transfer.local import ref_key
+
+    layout = Layout(front.settings.home)
+    layout.check_version()
+    held = []
+    for record in find_refs(layout, ref_key(ref, front.settings)):
+        directory = find_snapshot(layout, record.content_digest)
+        if directory is not None:
+            held.append({"channel": record.channel, "directory": str(directory), **load_provenance(directory)})
+    return held
+
+
+def _held_text(held: list[dict[str, Any]]) -> str:
+    lines = ["In this cache"]
+    for model in held:
+        lines.append(f"  {model['directory']} (by {model['channel']})")
+        for key in ("licence", "credit"):
+            lines += [f"    {key}: {model[key]}"] if model.get(key) else []
+        for file in model.get("files", []):
+            size = format_size_both(int(file["size"]))
+            lines.append(f"    {file['path']}  {size}  {file['assurance']}  sha256:{file['sha256']}")
+            lines.append(f"      from {', '.join(file['sources'])}, verified {file['verified_at']}")
+    return "\n".join(lines)

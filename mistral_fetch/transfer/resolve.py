@@ -1,0 +1,213 @@
+"""From a reference to the ways it can be had, best first. The network is asked about each way only in its turn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import TracebackType
+
+from mistral_fetch.catalog_values import ArchiveChannel, Channel, HubChannel, TorrentChannel
+from mistral_fetch.config import Settings
+from mistral_fetch.digest import Digest
+from mistral_fetch.errors import UnknownModel, UnsupportedFormat, UsageError
+from mistral_fetch.events import Notice, Report
+from mistral_fetch.manifest import FileEntry, Manifest
+from mistral_fetch.metalink import MAX_METALINK_BYTES, parse_metalink
+from mistral_fetch.ref import CatalogRef, HubRef, MagnetRef, ManifestRef, Ref, TorrentRef
+from mistral_fetch.sources.base import Source, StopSignal
+from mistral_fetch.sources.http import HttpSource
+from mistral_fetch.sources.http_client import HttpClient, HttpSettings
+from mistral_fetch.sources.hub import HubClient, hub_endpoint, hub_manifest, with_hub_token
+from mistral_fetch.sources.local import LocalSource
+from mistral_fetch.store.layout import Layout
+from mistral_fetch.transfer.local import read_local_file, settings_catalog
+from mistral_fetch.transfer.offer import Candidate, Offer
+from mistral_fetch.transfer.torrents import TorrentResolver
+
+
+class Resolver:
+    """Knows every kind of reference; owns the HTTP client that its offers share.
+
+    Args:
+        layout: The cache, where a torrent's state lies between runs.
+        settings: Which sources are acceptable, and how patient to be with them.
+        report: Told what is worth a line.
+        stop: Asked while the network is waited for.
+    """
+
+    def __init__(self, layout: Layout, settings: Settings, report: Report, stop: StopSignal) -> None:
+        self._settings = settings
+        self._report = report
+        self._http = HttpClient(
+            with_hub_token(
+                HttpSettings(
+                    connect_timeout_seconds=settings.connect_timeout,
+                    read_timeout_seconds=settings.read_timeout,
+                    is_offline=settings.offline,
+                )
+            )
+        )
+        self._hub = HubClient(self._http, hub_endpoint())
+        self._torrents = TorrentResolver(layout, settings, self._http, report, stop)
+
+    def __enter__(self) -> Resolver:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._http.close()
+
+    def candidates(self, ref: Ref) -> Sequence[Candidate]:
+        """Return the ways to get what ``ref`` names that the settings allow, best first.
+
+        Raises:
+            UnknownModel: The catalog has no such name.
+            UsageError: The settings exclude every way there is.
+        """
+        if isinstance(ref, CatalogRef):
+            return self._catalog_candidates(ref)
+        if isinstance(ref, HubRef):
+            self._refuse_via("torrent", f"hf:{ref.repo} is a web repository")
+            return [Candidate("hub", lambda: self._hub_offer(ref))]
+        if isinstance(ref, ManifestRef):
+            return [Candidate("manifest", lambda: self._manifest_offer(ref))]
+        self._refuse_via("http", "a torrent comes from its swarm")
+        if isinstance(ref, MagnetRef):
+            return [Candidate("torrent", lambda: self._torrents.from_magnet(ref.text))]
+        assert isinstance(ref, TorrentRef), "directories were refused before"
+        return [Candidate("torrent", lambda: self._torrents.from_file(ref.location, is_url=ref.is_url))]
+
+    def _refuse_via(self, via: str, because: str) -> None:
+        if self._settings.via == via:
+            raise UsageError(
+                f"--via {via} leaves no source for this model",
+                detail=f"expected a source of that kind, but {because}",
+                hint="leave --via out",
+            )
+
+    def _catalog_candidates(self, ref: CatalogRef) -> Sequence[Candidate]:
+        release = settings_catalog(self._settings).find(ref.name, ref.version)
+        kinds = {"auto": ("hub", "torrent", "archive"), "http": ("hub", "archive"), "torrent": ("torrent",)}
+        allowed = kinds[self._settings.via]
+        channels = [channel for kind in allowed for channel in release.channels if channel.kind == kind]
+        if not channels:
+            offered = ", ".join(channel.kind for channel in release.channels)
+            self._refuse_via(self._settings.via, f"{release.ref} is offered by: {offered}")
+        # An archive is worth an attempt, and an explanation, only where there is nothing better.
+        better = [channel for channel in channels if not isinstance(channel, ArchiveChannel)]
+        return [Candidate(channel.kind, self._opener(channel)) for channel in better or channels]
+
+    def _opener(self, channel: Channel) -> Callable[[], Offer]:
+        if isinstance(channel, HubChannel):
+            return lambda: self._catalog_hub_offer(channel)
+        if isinstance(channel, TorrentChannel):
+            return lambda: self._torrents.from_channel(channel)
+        return lambda: _refuse_archive(channel)
+
+    def _hub_offer(self, ref: HubRef) -> Offer:
+        manifest = hub_manifest(self._hub, ref.repo, ref.revision)
+        return Offer("hub", f"hub-{manifest.info.version}", manifest, (self._http_source,))
+
+    def _catalog_hub_offer(self, channel: HubChannel) -> Offer:
+        if not channel.needs_listing:
+            manifest = channel.manifest(self._hub.endpoint)
+            if manifest.is_fully_pinned:
+                return Offer("hub", f"hub-{channel.revision}", manifest, (self._http_source,))
+        manifest = self._merge_live(channel)
+        return Offer("hub", f"hub-{channel.revision}", manifest, (self._http_source,))
+
+    def _merge_live(self, channel: HubChannel) -> Manifest:
+        """Fill what the catalog does not pin from the hub's own listing; a pin is never replaced."""
+        live = hub_manifest(self._hub, channel.repo, channel.revision, include=channel.include)
+        missing = [path for path in channel.include if not _is_pattern(path) and path not in _paths(live)]
+        if missing:
+            raise UnknownModel(
+                f"{channel.repo} does not hold {missing[0]} at {channel.revision[:12]}",
+                detail="expected every file that the catalog names, got fewer",
+                hint="another channel may have it: --via torrent",
+            )
+        entries = tuple(self._merge_entry(channel, entry) for entry in live.files if channel.wants(entry.path))
+        return Manifest(entries, replace(channel.info, source_url=live.info.source_url))
+
+    def _merge_entry(self, channel: HubChannel, live: FileEntry) -> FileEntry:
+        pin = channel.pin(live.path)
+        pinned = pin.entry()
+        for claim in pin.unconfirmed:
+            if isinstance(claim.value, Digest) and live.digest(claim.value.algorithm) not in {None, claim.value}:
+                seen = live.digest(claim.value.algorithm)
+                self._report(Notice(f"{live.path}: an unconfirmed record says {claim.value}; used is the hub's {seen}"))
+        algorithms = {digest.algorithm for digest in pinned.digests}
+        digests = (*pinned.digests, *(digest for digest in live.digests if digest.algorithm not in algorithms))
+        size = pinned.size if pinned.size is not None else live.size
+        return replace(live, size=size, digests=digests)
+
+    def _manifest_offer(self, ref: ManifestRef) -> Offer:
+        if ref.is_url:
+            data, base = self._http.get_bytes(ref.location, MAX_METALINK_BYTES), ref.location
+        else:
+            data, base = read_local_file(ref.location), Path(ref.location).expanduser().absolute().as_uri()
+        manifest = self._with_sizes(parse_metalink(data, base))
+        sources = self._manifest_sources(manifest)
+        if not sources:
+            raise UsageError(
+                "the manifest names no source that may be used",
+                detail=f"expected mirrors or torrents that --via {self._settings.via} allows, got none",
+                hint="leave --via out, or put the manifest beside its files",
+            )
+        name = manifest.info.name or Path(ref.location).name.removesuffix(".meta4")
+        manifest = replace(manifest, info=replace(manifest.info, name=name))
+        return Offer("manifest", f"manifest-{ref.location}", manifest, sources)
+
+    def _with_sizes(self, manifest: Manifest) -> Manifest:
+        """Ask the mirrors for sizes that the manifest leaves out (RFC 5854 makes them optional)."""
+        return manifest.with_files(
+            entry if entry.size is not None else replace(entry, size=self._ask_size(entry)) for entry in manifest.files
+        )
+
+    def _ask_size(self, entry: FileEntry) -> int:
+        for mirror in entry.mirrors:
+            if mirror.url.startswith("http"):
+                answer = self._http.head(mirror.url)
+                if answer.status == 200 and answer.content_length is not None:
+                    return answer.content_length
+        raise UnsupportedFormat(
+            f"the size of {entry.path} is not known",
+            detail="expected it in the manifest or from a mirror, got it nowhere",
+            hint="ask the publisher for a manifest with sizes",
+        )
+
+    def _manifest_sources(self, manifest: Manifest) -> tuple[Callable[[], Source], ...]:
+        sources: list[Callable[[], Source]] = []
+        if self._settings.via != "torrent":
+            if _all_have(manifest, "file"):
+                sources.append(LocalSource)
+            if _all_have(manifest, "http"):
+                sources.append(self._http_source)
+        if self._settings.via != "http":
+            sources.extend(self._torrents.sources_of(manifest))
+        return tuple(sources)
+
+    def _http_source(self) -> Source:
+        return HttpSource(self._http)
+
+
+def _all_have(manifest: Manifest, scheme: str) -> bool:
+    return all(any(mirror.url.startswith(scheme) for mirror in entry.mirrors) for entry in manifest.files)
+
+
+def _paths(manifest: Manifest) -> set[str]:
+    return {entry.path for entry in manifest.files}
+
+
+def _is_pattern(path: str) -> bool:
+    return bool(set(path) & set("*?["))
+
+
+def _refuse_archive(channel: ArchiveChannel) -> Offer:
+    raise UnsupportedFormat(
+        f"{channel.info.name} {channel.info.version} is offered as one tar archive only",
+        detail=f"expected single files, got {channel.url.value}, vouched for by {channel.assurance.label}",
+        hint="fetch and unpack it yourself, then: mistral-fetch run ./DIRECTORY",
+    )

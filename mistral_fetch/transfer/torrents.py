@@ -1,0 +1,94 @@
+"""Offers that come from a torrent: a file, a magnet link, a catalog entry, or a link in a manifest."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+from mistral_fetch.bittorrent.magnet import Magnet, parse_magnet
+from mistral_fetch.bittorrent.metainfo import MAX_TORRENT_BYTES, Metainfo, metainfo_to_manifest, parse_metainfo
+from mistral_fetch.bittorrent.settings import SwarmSettings
+from mistral_fetch.catalog_values import TorrentChannel
+from mistral_fetch.config import Settings
+from mistral_fetch.events import Report
+from mistral_fetch.manifest import Manifest
+from mistral_fetch.sources.base import Source, StopSignal
+from mistral_fetch.sources.http_client import HttpClient
+from mistral_fetch.sources.swarm import SwarmSource
+from mistral_fetch.store.layout import Layout
+from mistral_fetch.transfer.local import read_local_file
+from mistral_fetch.transfer.offer import Offer
+
+
+class TorrentResolver:
+    """Opens torrents. A torrent's state (metadata of a magnet, record of clean stops) lies with the partials."""
+
+    def __init__(self, layout: Layout, settings: Settings, http: HttpClient, report: Report, stop: StopSignal) -> None:
+        self._layout = layout
+        self._http = http
+        self._report = report
+        self._stop = stop
+        self._swarm = SwarmSettings(
+            peers=settings.peers,
+            dht=settings.dht,
+            no_peers_timeout_seconds=settings.peer_timeout,
+            stall_timeout_seconds=settings.stall_timeout,
+            metadata_timeout_seconds=max(settings.peer_timeout, 1.0) if not settings.dht else 60.0,
+        )
+
+    def from_file(self, location: str, *, is_url: bool) -> Offer:
+        """Return the offer of a ``.torrent`` file or address."""
+        return self._offer(self._load(location, is_url=is_url))
+
+    def from_magnet(self, text: str) -> Offer:
+        """Return the offer of a magnet link; asks the swarm for its metadata if no earlier run did."""
+        return self._offer(parse_magnet(text))
+
+    def from_channel(self, channel: TorrentChannel) -> Offer:
+        """Return a catalog release's torrent, with what the catalog knows of its files."""
+        offer = self._offer(parse_magnet(channel.magnet))
+        pins = {pin.path: pin.entry() for pin in channel.files}
+        entries = [
+            replace(entry, digests=pins[entry.path].digests) if entry.path in pins else entry
+            for entry in offer.manifest.files
+        ]
+        return replace(offer, manifest=Manifest(tuple(entries), channel.info))
+
+    def sources_of(self, manifest: Manifest) -> list[Callable[[], Source]]:
+        """Return a source for each torrent that holds all files of a manifest, fetched only when its turn comes."""
+        links = [{link.url: link.path for link in entry.torrents} for entry in manifest.files]
+        shared = [url for url in (links[0] if links else {}) if all(url in urls for urls in links)]
+        return [partial(self._linked_source, url) for url in shared]
+
+    def _linked_source(self, url: str) -> Source:
+        is_local = url.startswith("file:")
+        return self._source(self._load(_local_path(url) if is_local else url, is_url=not is_local))
+
+    def _load(self, location: str, *, is_url: bool) -> Metainfo:
+        data = self._http.get_bytes(location, MAX_TORRENT_BYTES) if is_url else read_local_file(location)
+        return parse_metainfo(data)
+
+    def _source(self, torrent: Metainfo | Magnet) -> SwarmSource:
+        return SwarmSource(torrent, self._swarm, self._state_directory(torrent))
+
+    def _state_directory(self, torrent: Metainfo | Magnet) -> Path:
+        return self._layout.partial(f"torrent-{torrent.info_hash}")
+
+    def _offer(self, torrent: Metainfo | Magnet) -> Offer:
+        source = self._source(torrent)
+        metainfo = source.metainfo(self._report, self._stop)
+        prefix = "btmh" if metainfo.info_hash_v2 else "btih"
+        return Offer(
+            "torrent",
+            f"{prefix}-{metainfo.info_hash_v2 or metainfo.info_hash}",
+            metainfo_to_manifest(metainfo),
+            (lambda: source,),
+            scratch=(self._state_directory(torrent),),
+        )
+
+
+def _local_path(url: str) -> str:
+    return unquote(urlsplit(url).path)
