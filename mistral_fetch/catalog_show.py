@@ -243,12 +243,12 @@ class _Sources:
 def show_sections(catalog: Catalog, release: Release, *, details: bool = False) -> tuple[Section, ...]:
     """Return what ``show`` prints, in order; ``details`` adds every claim about every file, and all sources."""
     sources = _Sources(details)
-    licence = sources.row("licence", release.licence.value, release.licence), Row("credit line", release.credit)
+    # Built in the order of reading, because the sources are numbered on the way.
     sections = [
         Section(f"{release.title} ({release.ref})", tuple(_identity(release, sources))),
         *(_channel_section(channel, sources, details) for channel in release.channels),
         Section("Also held by others", tuple(_copies(catalog, release, sources))),
-        Section("Licence", licence),
+        Section("Licence", tuple(_licence(release, sources))),
         Section("Open", sources.rows(release.open)),
         Section("Not open", sources.rows(release.closed)),
         Section("Published scores", tuple(_scores(catalog, release, sources))),
@@ -257,6 +257,11 @@ def show_sections(catalog: Catalog, release: Release, *, details: bool = False) 
         Section(f"Sources, as of {catalog.as_of}", tuple(_cited(catalog, sources))),
     ]
     return tuple(section for section in sections if section.rows)
+
+
+def _licence(release: Release, sources: _Sources) -> Iterator[Row]:
+    yield sources.row("licence", release.licence.value, release.licence)
+    yield Row("credit line", release.credit)
 
 
 def _cited(catalog: Catalog, sources: _Sources) -> Iterator[Row]:

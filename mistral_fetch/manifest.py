@@ -7,6 +7,7 @@ directory. The file format is :mod:`mistral_fetch.metalink`'s business.
 from __future__ import annotations
 
 import hashlib
+import re
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -23,6 +24,8 @@ MAX_PIECES = 1 << 22
 MAX_PATH_BYTES = 1024
 MAX_NAME_BYTES = 255
 MAX_DEPTH = 16
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # The snapshot directory's own files; a model may not bring files of these names.
 RESERVED_NAMES = frozenset({"PROVENANCE.json", "manifest.meta4", ".complete"})
@@ -163,6 +166,13 @@ def _validate_entry(entry: FileEntry) -> None:
             detail=f"expected 0 to {MAX_FILE_SIZE} bytes, got {entry.size}",
             hint="ask the publisher for a correct manifest",
         )
+    algorithms = [digest.algorithm for digest in entry.digests]
+    if len(algorithms) != len(set(algorithms)):
+        raise MalformedManifest(
+            f"{entry.path} has two digests of one kind",
+            detail=f"expected one digest per algorithm, got {', '.join(map(str, entry.digests))}",
+            hint="ask the publisher for a correct manifest",
+        )
     if entry.pieces is None:
         return
     if entry.size is None or entry.pieces.length <= 0:
@@ -173,6 +183,14 @@ def _validate_entry(entry: FileEntry) -> None:
         raise MalformedManifest(
             f"the pieces of {entry.path} do not fit its size",
             detail=f"expected {expected} pieces of {entry.pieces.length} bytes, got {len(entry.pieces.sha256)}",
+            hint="ask the publisher for a correct manifest",
+        )
+    # An unreadable piece digest would match no bytes, and every honest source would look like a liar.
+    unreadable = next((value for value in entry.pieces.sha256 if not _SHA256.fullmatch(value)), None)
+    if unreadable is not None:
+        raise MalformedManifest(
+            f"a piece of {entry.path} has a digest that is none",
+            detail=f"expected 64 lower-case hexadecimal digits, got {unreadable[:80]!r}",
             hint="ask the publisher for a correct manifest",
         )
 

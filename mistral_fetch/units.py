@@ -6,6 +6,7 @@ publisher's figure is binary.
 
 from __future__ import annotations
 
+import math
 import re
 
 KIB = 1024
@@ -29,13 +30,14 @@ _FACTORS = {
     "gib": GIB,
     "tib": 1024 * GIB,
 }
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*?)(?:/s|ps)?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d{1,18})(?:\.(\d{1,18}))?\s*([a-z]*?)(/s|ps)?\s*", re.IGNORECASE | re.ASCII)
 
 
 def format_size(size: int) -> str:
     """Return ``size`` bytes as text with a decimal unit, such as ``14.5 GB``."""
     for unit, factor in _DECIMAL:
-        if size >= factor:
+        # From 0.99995 of a unit on, the next smaller one would round to 1000.0.
+        if size >= factor - factor // 20_000:
             return f"{size / factor:.1f} {unit}"
     return f"{size} B"
 
@@ -48,12 +50,16 @@ def format_size_both(size: int) -> str:
 
 
 def format_rate(bytes_per_second: float) -> str:
-    """Return a transfer rate as text, such as ``112.0 MB/s``."""
+    """Return a transfer rate as text, such as ``112.0 MB/s``; ``unknown`` for an infinite one or none."""
+    if not math.isfinite(bytes_per_second):
+        return "unknown"
     return f"{format_size(int(bytes_per_second))}/s"
 
 
 def format_duration(seconds: float) -> str:
-    """Return a duration as ``45s``, ``3m20s`` or ``2h05m``."""
+    """Return a duration as ``45s``, ``3m20s`` or ``2h05m``; ``unknown`` for an infinite one or none."""
+    if not math.isfinite(seconds):
+        return "unknown"
     whole = round(seconds)
     if whole < 60:
         return f"{whole}s"
@@ -69,7 +75,11 @@ def parse_size(text: str) -> int:
         ValueError: The text is not a size.
     """
     match = _SIZE.fullmatch(text)
-    factor = _FACTORS.get(match.group(2).lower()) if match else None
+    factor = _FACTORS.get(match.group(3).lower()) if match else None
     if match is None or factor is None:
         raise ValueError(f"not a size: {text!r}")
-    return int(float(match.group(1)) * factor)
+    whole, fraction, unit, rate = match.groups(default="")
+    if rate.lower() == "ps" and unit.endswith("b"):
+        raise ValueError(f"bits or bytes? {text!r} means bits to networks; write bytes as MB/s")
+    scale: int = 10 ** len(fraction)
+    return int(whole + fraction) * factor // scale  # exact, where a float is not
