@@ -84,7 +84,7 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str] | Non
     for field in fields(Settings):
         name, variable = field.name, ENVIRONMENT_PREFIX + field.name.upper()
         if flags.get(name) is not None:
-            chosen[name], origins[name] = _parse(name, flags[name], f"--{name.replace('_', '-')}"), "flag"
+            chosen[name], origins[name] = _parse(name, flags[name], _flag(name)), "flag"
         elif environment.get(variable, "") != "":
             chosen[name], origins[name] = _parse(name, environment[variable], variable), "environment"
         elif name in file_values:
@@ -93,6 +93,10 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str] | Non
             origins[name] = "default"
     chosen.setdefault("home", _default_home())
     return LoadedSettings(Settings(**chosen), origins)
+
+
+def _flag(name: str) -> str:
+    return "--peer" if name == "peers" else f"--{name.replace('_', '-')}"
 
 
 def _default_home() -> Path:

@@ -165,13 +165,6 @@ class Partial:
                         path.unlink(missing_ok=True)
                 fsync_directory(self.directory)
 
-    def describe(self, ref_key: str, path: str) -> None:
-        """Note for ``list`` and ``rm`` which model and file this is."""
-        with disk_errors("starting a download", self.directory):
-            if not (self.directory / ABOUT_NAME).exists():
-                fields = {"ref": ref_key, "path": path, "size": self.grid.size, "since": int(time.time())}
-                write_durably(self.directory / ABOUT_NAME, json.dumps(fields).encode())
-
     def recheck(self) -> list[Span]:
         """Re-hash every recorded piece on disk, forget those that changed and return where they were."""
         self.flush()
@@ -328,3 +321,15 @@ class Partial:
             if kept:
                 self._journal.append(kept)
             self._recorded = kept
+
+
+def describe_partial(directory: Path, ref_key: str, path: str, size: int) -> None:
+    """Note in a partial's directory, for ``list`` and ``rm``, which model and file it belongs to.
+
+    Raises:
+        StoreError: The disk refused.
+    """
+    with disk_errors("starting a download", directory):
+        if not (directory / ABOUT_NAME).exists():
+            fields = {"ref": ref_key, "path": path, "size": size, "since": int(time.time())}
+            write_durably(directory / ABOUT_NAME, json.dumps(fields).encode())

@@ -40,7 +40,7 @@ from mistral_fetch.sources.base import Source, StopSignal, Target
 from mistral_fetch.store.blobs import commit_partial, find_blob
 from mistral_fetch.store.durable import disk_errors
 from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.partials import CommittedBlob, Partial
+from mistral_fetch.store.partials import CommittedBlob, Partial, describe_partial
 from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
 from mistral_fetch.transfer.offer import Offer, partial_key
 from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, plan_transfer
@@ -94,11 +94,14 @@ def execute_offer(
         _announce(layout, offer, work, disk_reserve_bytes, ledger.report)
         for item in work:
             if item.blob is None:
-                item.partial.describe(ref_key, item.entry.path)
+                describe_partial(item.partial.directory, ref_key, item.entry.path, item.partial.grid.size)
         _obtain_all(layout, offer, work, floor, ledger, stop)
     finally:
         for item in work:
             item.partial.close_without_recording()
+        for state in offer.scratch():
+            if state.is_dir():
+                describe_partial(state, ref_key, "state of a torrent", 0)
     manifest = _pinned(offer.manifest, work)
     provenance = _provenance(manifest, offer, ref_key, work, ledger)
     directory = write_snapshot(layout, manifest, provenance)
@@ -107,9 +110,9 @@ def execute_offer(
     for item in work:
         item.partial.remove()
     with disk_errors("removing what the transfer left", layout.partials):
-        for directory in offer.scratch:
-            if directory.is_dir():
-                shutil.rmtree(directory)
+        for state in offer.scratch():
+            if state.is_dir():
+                shutil.rmtree(state)
     report(SnapshotReady(str(directory), content_digest))
     weakest = min(item.assurance for item in work)
     return Acquired(directory, content_digest, ledger.received_bytes, weakest)

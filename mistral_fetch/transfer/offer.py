@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,15 +16,15 @@ class Offer:
     """Files that are known by name and size, and how to get them.
 
     ``identity`` names the content where the manifest's digests do not: an info-hash, or an address. ``sources``
-    are opened one after the other, each only when the one before has failed. ``scratch`` are directories of the
-    sources' own state, removed with the partials once the model is complete.
+    are opened one after the other, each only when the one before has failed. ``scratch`` returns the directories
+    of the opened sources' own state, removed with the partials once the model is complete.
     """
 
     channel: str
     identity: str
     manifest: Manifest
     sources: tuple[Callable[[], Source], ...]
-    scratch: tuple[Path, ...] = ()
+    scratch: Callable[[], Sequence[Path]] = tuple
 
 
 @dataclass(frozen=True)

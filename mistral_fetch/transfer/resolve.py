@@ -158,7 +158,8 @@ class Resolver:
             )
         name = manifest.info.name or Path(ref.location).name.removesuffix(".meta4")
         manifest = replace(manifest, info=replace(manifest.info, name=name))
-        return Offer("manifest", f"manifest-{ref.location}", manifest, sources)
+        scratch = self._torrents.state_directories
+        return Offer("manifest", f"manifest-{ref.location}", manifest, sources, scratch)
 
     def _with_sizes(self, manifest: Manifest) -> Manifest:
         """Ask the mirrors for sizes that the manifest leaves out (RFC 5854 makes them optional)."""

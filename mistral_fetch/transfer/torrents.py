@@ -31,6 +31,7 @@ class TorrentResolver:
         self._http = http
         self._report = report
         self._stop = stop
+        self._state_directories: list[Path] = []
         self._swarm = SwarmSettings(
             peers=settings.peers,
             dht=settings.dht,
@@ -61,21 +62,34 @@ class TorrentResolver:
         """Return a source for each torrent that holds all files of a manifest, fetched only when its turn comes."""
         links = [{link.url: link.path for link in entry.torrents} for entry in manifest.files]
         shared = [url for url in (links[0] if links else {}) if all(url in urls for urls in links)]
-        return [partial(self._linked_source, url) for url in shared]
+        loaded: list[Metainfo] = []
 
-    def _linked_source(self, url: str) -> Source:
+        def open_nth(index: int) -> Source:
+            if not loaded:
+                # A hybrid and a plain v1 torrent of the same files have swarms of their own: stronger proof first.
+                torrents = [self._load_link(url) for url in shared]
+                loaded.extend(sorted(torrents, key=lambda torrent: -torrent.assurance))
+            return self._source(loaded[index])
+
+        return [partial(open_nth, index) for index in range(len(shared))]
+
+    def state_directories(self) -> list[Path]:
+        """Return the state directories of the torrents opened so far."""
+        return list(self._state_directories)
+
+    def _load_link(self, url: str) -> Metainfo:
         is_local = url.startswith("file:")
-        return self._source(self._load(_local_path(url) if is_local else url, is_url=not is_local))
+        return self._load(unquote(urlsplit(url).path) if is_local else url, is_url=not is_local)
 
     def _load(self, location: str, *, is_url: bool) -> Metainfo:
         data = self._http.get_bytes(location, MAX_TORRENT_BYTES) if is_url else read_local_file(location)
         return parse_metainfo(data)
 
     def _source(self, torrent: Metainfo | Magnet) -> SwarmSource:
-        return SwarmSource(torrent, self._swarm, self._state_directory(torrent))
-
-    def _state_directory(self, torrent: Metainfo | Magnet) -> Path:
-        return self._layout.partial(f"torrent-{torrent.info_hash}")
+        state = self._layout.partial(f"torrent-{torrent.info_hash}")
+        if state not in self._state_directories:
+            self._state_directories.append(state)
+        return SwarmSource(torrent, self._swarm, state)
 
     def _offer(self, torrent: Metainfo | Magnet) -> Offer:
         source = self._source(torrent)
@@ -86,9 +100,5 @@ class TorrentResolver:
             f"{prefix}-{metainfo.info_hash_v2 or metainfo.info_hash}",
             metainfo_to_manifest(metainfo),
             (lambda: source,),
-            scratch=(self._state_directory(torrent),),
+            scratch=self.state_directories,
         )
-
-
-def _local_path(url: str) -> str:
-    return unquote(urlsplit(url).path)
