@@ -39,7 +39,8 @@ class StreamingDecoder:
         data = self._tokenizer.token_bytes(token_id)
         if self._at_start and data:
             self._at_start = False
-            data = data.removeprefix(b" ")
+            if self._tokenizer.begins_word(token_id):
+                data = data[1:]
         return self._utf8.decode(data)
 
     def flush(self) -> str:

@@ -87,3 +87,8 @@ class Tokenizer:
         if self._model.is_byte(token_id):
             return bytes([int(piece[3:5], 16)])  # "<0xE2>"
         return piece.replace(_SPACE_MARK, " ").encode()
+
+    def begins_word(self, token_id: int) -> bool:
+        """Say whether the token is written with a space in front; a space that is a byte token is not."""
+        piece: str = self._model.id_to_piece(token_id)
+        return piece.startswith(_SPACE_MARK)

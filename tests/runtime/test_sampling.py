@@ -1,0 +1,142 @@
+"""Sampling: each filter on hand-made logits, and drawn frequencies against the distribution they claim."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mistral_runtime.errors import BadSampling, NonFiniteLogits
+from mistral_runtime.sampling import (
+    SamplingParams,
+    keep_min_p,
+    keep_top_k,
+    keep_top_p,
+    new_generator,
+    next_token,
+    penalize,
+    token_probabilities,
+)
+
+PROBABILITIES = [0.5, 0.25, 0.15, 0.07, 0.03]
+LOGITS = torch.tensor(PROBABILITIES).log()
+
+
+def _kept(logits: Tensor) -> list[int]:
+    return torch.isfinite(logits).nonzero().flatten().tolist()
+
+
+def _draw(params: SamplingParams, count: int, logits: Tensor = LOGITS, seen: tuple[int, ...] = ()) -> list[int]:
+    generator = new_generator(params)
+    return [next_token(logits, params, seen=seen, generator=generator) for _ in range(count)]
+
+
+@pytest.mark.parametrize("k, kept", [(1, [0]), (3, [0, 1, 2]), (99, [0, 1, 2, 3, 4])])
+def test_top_k_keeps_the_likeliest(k: int, kept: list[int]) -> None:
+    assert _kept(keep_top_k(LOGITS, k)) == kept
+
+
+@pytest.mark.parametrize(
+    "p, kept", [(0.01, [0]), (0.49, [0]), (0.6, [0, 1]), (0.8, [0, 1, 2]), (0.99, [0, 1, 2, 3, 4])]
+)
+def test_top_p_keeps_the_smallest_set_that_reaches_p(p: float, kept: list[int]) -> None:
+    assert _kept(keep_top_p(LOGITS, p)) == kept
+    shuffled = LOGITS.flip(0)
+    assert _kept(keep_top_p(shuffled, p)) == sorted(4 - token for token in kept)
+
+
+@pytest.mark.parametrize("fraction, kept", [(0.01, [0, 1, 2, 3, 4]), (0.1, [0, 1, 2, 3]), (0.4, [0, 1]), (0.9, [0])])
+def test_min_p_is_relative_to_the_likeliest(fraction: float, kept: list[int]) -> None:
+    assert _kept(keep_min_p(LOGITS, fraction)) == kept
+
+
+def test_repetition_penalty_pushes_down_on_both_sides_of_zero() -> None:
+    penalized = penalize(torch.tensor([2.0, -2.0, 2.0, 0.0]), [0, 1, 1, 3], 2.0)
+    assert penalized.tolist() == [1.0, -4.0, 2.0, 0.0]
+
+
+def test_pure_functions_leave_their_input_alone() -> None:
+    before = LOGITS.clone()
+    penalize(LOGITS, [0], 2.0)
+    token_probabilities(LOGITS, SamplingParams(temperature=0.5, top_k=2, top_p=0.5, min_p=0.1))
+    assert torch.equal(LOGITS, before)
+
+
+def test_greedy_takes_the_likeliest_and_heeds_the_penalty() -> None:
+    assert _draw(SamplingParams(), 3) == [0, 0, 0]
+    logits = torch.tensor([2.0, 1.5])
+    assert _draw(SamplingParams(repetition_penalty=2.0), 1, logits, seen=(0,)) == [1]
+
+
+@pytest.mark.parametrize(
+    "settings, expected",
+    [
+        ({}, PROBABILITIES),
+        ({"temperature": 2.0}, [math.sqrt(p) for p in PROBABILITIES]),
+        ({"temperature": 0.5}, [p * p for p in PROBABILITIES]),
+        ({"top_k": 2}, [0.5, 0.25, 0, 0, 0]),
+        ({"top_p": 0.8}, [0.5, 0.25, 0.15, 0, 0]),
+        ({"min_p": 0.4}, [0.5, 0.25, 0, 0, 0]),
+        ({"temperature": 2.0, "top_k": 3, "top_p": 0.7}, [math.sqrt(0.5), math.sqrt(0.25), 0, 0, 0]),
+    ],
+    ids=str,
+)
+def test_drawn_frequencies_follow_the_distribution(settings: dict[str, Any], expected: list[float]) -> None:
+    params = SamplingParams(**{"temperature": 1.0, "seed": 7} | settings)
+    count = 4000
+    drawn = Counter(_draw(params, count))
+    for token, weight in enumerate(expected):
+        p = weight / sum(expected)
+        # Five standard deviations of a binomial; exactly zero where the token is ruled out.
+        assert abs(drawn[token] - count * p) <= 5 * math.sqrt(count * p * (1 - p))
+
+
+def test_equal_seeds_give_equal_draws_and_others_do_not() -> None:
+    first = _draw(SamplingParams(temperature=1.0, seed=1), 40)
+    assert first == _draw(SamplingParams(temperature=1.0, seed=1), 40)
+    assert first != _draw(SamplingParams(temperature=1.0, seed=2), 40)
+
+
+def test_without_a_seed_runs_differ() -> None:
+    assert _draw(SamplingParams(temperature=1.0), 60) != _draw(SamplingParams(temperature=1.0), 60)
+
+
+def test_a_tiny_temperature_neither_overflows_nor_wanders() -> None:
+    params = SamplingParams(temperature=1e-6, seed=0)
+    assert _draw(params, 5, torch.tensor([1000.0, 999.0, -1000.0])) == [0] * 5
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_logits_that_are_no_numbers_are_refused(bad: float) -> None:
+    with pytest.raises(NonFiniteLogits, match="1 of 3"):
+        _draw(SamplingParams(), 1, torch.tensor([0.0, bad, 1.0]))
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": -0.1},
+        {"temperature": 11.0},
+        {"temperature": math.nan},
+        {"temperature": math.inf},
+        {"top_k": -1},
+        {"top_p": 0.0},
+        {"top_p": 1.1},
+        {"top_p": math.nan},
+        {"min_p": -0.1},
+        {"min_p": 1.0},
+        {"repetition_penalty": 0.0},
+        {"repetition_penalty": math.nan},
+        {"seed": -1},
+        {"seed": 1 << 63},
+    ],
+    ids=str,
+)
+def test_setting_out_of_range_is_refused_by_name(settings: dict[str, Any]) -> None:
+    with pytest.raises(BadSampling, match=next(iter(settings))) as caught:
+        SamplingParams(**settings)
+    assert caught.value.exit_code == 2
