@@ -1,0 +1,40 @@
+# Everything happens in .venv; `make demo` and `make test` are all that a fresh machine needs.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+CODE := mistral_fetch runtime tests tools benchmarks
+
+.PHONY: help demo test check fix docs bench clean
+
+help:  ## List what can be made
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[runtime,dev]'
+	@touch $@
+
+demo: $(STAMP)  ## Install, then the whole product on loopback in a minute
+	$(BIN)/mistral-fetch demo
+
+test: $(STAMP)  ## Run the tests (no network, no GPU, no root needed)
+	$(BIN)/python -m pytest
+
+check: $(STAMP)  ## Lint, formatting and types
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy
+
+fix: $(STAMP)  ## Repair what lint and formatting can repair
+	$(BIN)/ruff check --fix $(CODE)
+	$(BIN)/ruff format $(CODE)
+
+docs: $(STAMP)  ## Regenerate the command-line reference
+	$(BIN)/python tools/generate_cli_reference.py
+
+bench: $(STAMP)  ## Measure; each file in benchmarks/ answers one question
+	@ls benchmarks/*.py
+
+clean:  ## Remove everything that was built
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
