@@ -56,6 +56,6 @@ def _addresses(host: str) -> list[str]:
         pass
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
-    except OSError:
+    except (OSError, UnicodeError):  # a label of more than 63 characters is a UnicodeError
         return []
     return [str(entry[4][0]) for entry in found]
