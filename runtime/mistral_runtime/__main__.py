@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mistral_runtime.errors import BadRequest, Interrupted, MissingDependency, MistralRuntimeError
 from mistral_runtime.interrupts import Interrupts
-from mistral_runtime.terminal import read_prompt, silence, write_err
+from mistral_runtime.terminal import decode_argument, read_prompt, silence, write_err
 
 if TYPE_CHECKING:
     from mistral_runtime.sampling import SamplingParams
@@ -130,8 +130,8 @@ def _dispatch(args: argparse.Namespace, interrupts: Interrupts) -> int:
         "max_tokens": args.max_tokens,
         "context": args.context,
         "chat_template": args.chat_template,
-        "system": args.system,
-        "stops": tuple(args.stop),
+        "system": None if args.system is None else decode_argument(args.system),
+        "stops": tuple(map(decode_argument, args.stop)),
         "quiet": args.quiet,
     }
     if prompt is None:

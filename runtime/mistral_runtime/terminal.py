@@ -52,7 +52,7 @@ def read_prompt(argument: str | None) -> str:
         BadRequest: No prompt, not UTF-8, or absurdly long.
     """
     if argument is not None and argument != "-":
-        return argument
+        return decode_argument(argument)
     if argument is None and sys.stdin.isatty():
         raise BadRequest(
             "no prompt was given",
@@ -67,6 +67,15 @@ def read_prompt(argument: str | None) -> str:
             hint="shorten the prompt",
         )
     return decode_input(data).removesuffix("\n").removesuffix("\r")
+
+
+def decode_argument(argument: str) -> str:
+    """Return a command line argument as the UTF-8 it was typed in, even where the locale says ASCII.
+
+    Raises:
+        BadRequest: Not UTF-8.
+    """
+    return decode_input(os.fsencode(argument))
 
 
 def decode_input(data: bytes) -> str:
