@@ -85,7 +85,8 @@ PARAMETERS = {"v0.1": 7_241_732_096, "v0.2": 7_241_732_096, "v0.3": 7_248_023_55
 def raw() -> dict[str, Any]:
     data = pkgutil.get_data("mistral_fetch", "data/catalog.json")
     assert data is not None
-    return json.loads(data)
+    decoded: dict[str, Any] = json.loads(data)
+    return decoded
 
 
 @pytest.fixture(scope="module")
@@ -490,6 +491,18 @@ def test_magnet_is_built_from_clean_parts(catalog: Catalog) -> None:
         "magnet:?xt=urn:btih:208b101a0f51514ecf285885a8b0f6fb1a1e4d7d&dn=mistral-7B-v0.1"
         "&tr=udp%3A%2F%2Ftracker.opentrackr.org%3A1337%2Fannounce"
     )
+
+
+# The page about the catalog is about this catalog.
+
+
+def test_the_page_names_every_key_confidence_and_release(raw: dict[str, Any], catalog: Catalog) -> None:
+    page = (Path(__file__).parents[1] / "docs" / "catalog.md").read_text()
+    keys = {key for release in raw["releases"] for key in release}
+    keys |= {key for release in raw["releases"] for channel in release["channels"] for key in channel}
+    words = [*raw, *keys, *(level.value for level in Confidence), *(release.ref for release in catalog.releases)]
+    assert len(words) > 40
+    assert [word for word in words if f"`{word}`" not in page] == []
 
 
 # Names.

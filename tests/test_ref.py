@@ -130,8 +130,8 @@ def test_two_plain_parts_are_ambiguous_and_both_ways_out_are_told(text: str) -> 
     with pytest.raises(AmbiguousRef) as caught:
         parse_ref(text)
     assert caught.value.hint == f"type hf:{text} or ./{text}"
-    for way_out in (f"hf:{text}", f"./{text}"):
-        assert parse_ref(way_out)
+    assert isinstance(parse_ref(f"hf:{text}"), HubRef)
+    assert isinstance(parse_ref(f"./{text}"), DirectoryRef)
 
 
 @pytest.mark.parametrize(
