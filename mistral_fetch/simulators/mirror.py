@@ -154,6 +154,7 @@ class MirrorSimulator:
         self.rate_bytes_per_second = rate_bytes_per_second
         self.send_buffer_bytes = send_buffer_bytes
         self.served: list[ServedRequest] = []
+        self.connections_made: list[tuple[str, int]] = []
         self.rule: Rule | None = None
         self.stopping = threading.Event()
         self._scripts: dict[str, list[Fault | None]] = {}
@@ -272,6 +273,7 @@ class _Server(ThreadingHTTPServer):
     def process_request_thread(self, request: Any, client_address: Any) -> None:
         """Keep a list of open connections, so that the end of the simulator is the end of them."""
         self.connections.add(request)
+        self.simulator.connections_made.append(client_address)
         try:
             super().process_request_thread(request, client_address)
         finally:
@@ -317,7 +319,7 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.redirect_to is not None:
             reply = Reply(fault.status or 302, {"Location": fault.redirect_to})
         elif fault.status is not None and fault.status != 200:
-            reply = Reply(fault.status, {}, body=fault.body if fault.body is not None else b"as told\n")
+            reply = Reply(fault.status, {}, body=fault.body if fault.body is not None else b"")
         else:
             reply = simulator.answer(request)
         _Exchange(self, simulator, request, entry, fault, reply).send()

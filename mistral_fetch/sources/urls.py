@@ -99,16 +99,17 @@ def next_hop(url: str, location: str) -> str:
         MirrorUnreachable: It leads to another scheme, or from https down to http.
     """
     try:
-        target = urljoin(url, location)
-    except ValueError:
-        target = ""
-    clean, _ = without_userinfo(target)
+        clean, _ = without_userinfo(urljoin(url, location))
+    except (ValueError, MirrorUnreachable):
+        raise _bad_redirect(url, location, "expected an http or https address, got something else") from None
     if urlsplit(url).scheme == "https" and urlsplit(clean).scheme != "https":
-        error = MirrorUnreachable(
-            f"{redact(url)} redirects from https to {redact(clean)}",
-            detail="expected https all the way, got a redirect to plain http",
-            hint="use another mirror; this one would let anybody on the way read and change the answer",
-        )
-        error.is_permanent = True
-        raise error
+        raise _bad_redirect(url, location, "expected https all the way, got plain http, which anybody could read")
     return clean
+
+
+def _bad_redirect(url: str, location: str, detail: str) -> MirrorUnreachable:
+    error = MirrorUnreachable(
+        f"{redact(url)} redirects to {redact(location)}", detail=detail, hint="use another mirror"
+    )
+    error.is_permanent = True
+    return error
