@@ -193,8 +193,9 @@ class _Reader:
             file.size = _parse_count(text, "a size")
         elif name == "hash":
             algorithm = _HASH_NAMES.get(self._attributes.get("type", ""))
-            if algorithm and all(known.algorithm != algorithm for known in file.digests):
-                file.digests.append(Digest(algorithm, text.lower()))
+            digest = Digest(algorithm, text.lower()) if algorithm else None
+            if digest is not None and digest not in file.digests:
+                file.digests.append(digest)  # two that contradict each other are the manifest's to refuse
         elif name == "pieces/hash" and self._in_sha256_pieces and file.pieces is not None:
             file.pieces.append(Digest("sha256", text.lower()).value)
         elif name == "url":
