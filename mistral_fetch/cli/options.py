@@ -14,33 +14,14 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from enum import Enum
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
+from mistral_fetch.cli.choices import ProgressMode, Via
 from mistral_fetch.config import Settings, load_settings
 from mistral_fetch.errors import ExitCode, Interrupted, MistralFetchError
-
-
-class ProgressMode(str, Enum):
-    """How progress is shown on standard error."""
-
-    AUTO = "auto"
-    RICH = "rich"
-    PLAIN = "plain"
-    JSON = "json"
-    NONE = "none"
-
-
-class Via(str, Enum):
-    """Which sources a transfer may use."""
-
-    AUTO = "auto"
-    HTTP = "http"
-    TORRENT = "torrent"
-
 
 _SHARED = {
     "json": Annotated[bool, typer.Option("--json", help="Print one JSON result on standard output.")],

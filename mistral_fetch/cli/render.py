@@ -9,7 +9,7 @@ import time
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
-from mistral_fetch.cli.options import ProgressMode
+from mistral_fetch.cli.choices import ProgressMode
 from mistral_fetch.cli.progress import TransferView
 from mistral_fetch.errors import kebab_case
 from mistral_fetch.events import (

@@ -1,0 +1,23 @@
+"""The words that options accept where only some make sense."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+
+class ProgressMode(str, Enum):
+    """How progress is shown on standard error."""
+
+    AUTO = "auto"
+    RICH = "rich"
+    PLAIN = "plain"
+    JSON = "json"
+    NONE = "none"
+
+
+class Via(str, Enum):
+    """Which sources a transfer may use."""
+
+    AUTO = "auto"
+    HTTP = "http"
+    TORRENT = "torrent"
