@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mistral_runtime.sampling import SamplingParams
     from mistral_runtime.session import ComputeOptions
 
-EXIT_CODES = "exit codes: 0 ok, 1 bug, 2 usage, 40 the model or this machine failed, 130 and 143 interrupted"
+EXIT_CODES = "exit codes: 0 ok, 1 bug, 2 usage, 40 the model or this machine failed, 130 interrupted"
 _DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "mistral_common", "numpy"}
 
 
@@ -111,9 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             # The reader has seen enough (`| head -1`): nothing failed, and there is nobody to tell.
             silence(sys.stdout.fileno())
             return 0
-        except KeyboardInterrupt as error:
+        except KeyboardInterrupt:
             write_err("interrupted")
-            return error.exit_code if isinstance(error, Interrupted) else 130
+            return Interrupted.exit_code
 
 
 def _dispatch(args: argparse.Namespace, interrupts: Interrupts) -> int:

@@ -150,6 +150,8 @@ class BadRequest(RequestError):
 class Interrupted(KeyboardInterrupt):
     """A signal asked the program to end: no failure, so not in the tree and past every `except Exception`."""
 
+    exit_code = 130
+
     def __init__(self, signal_number: int) -> None:
         super().__init__(signal_number)
-        self.exit_code = 128 + signal_number
+        self.signal_number = signal_number

@@ -29,7 +29,9 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        previous = {number: signal.signal(number, self._handle) for number in (signal.SIGINT, signal.SIGTERM)}
+        # A shell starts background jobs with SIGINT ignored; what was to be ignored stays so.
+        wanted = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) != signal.SIG_IGN]
+        previous = {number: signal.signal(number, self._handle) for number in wanted}
         try:
             yield self
         finally:

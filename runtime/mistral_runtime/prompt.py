@@ -101,15 +101,17 @@ class ChatTemplate:
             self._tokenizer.encode(message.content)
 
     def _encode_demo(self, messages: Sequence[Message]) -> list[int]:
-        """Write the last question alone: the demo model is too small to use a history."""
+        """Write the conversation as the demo model was trained on it: one line per question and per answer."""
         if any(message.role == "system" for message in messages):
             raise BadRequest(
                 "the demo model has no system prompt",
                 detail="expected questions only, found a system message",
                 hint="leave --system out",
             )
-        question = " ".join(messages[-1].content.split())
-        return self._tokenizer.encode(f"Q: {question}\nA:")
+        lines = [
+            f"{'Q' if message.role == 'user' else 'A'}: {' '.join(message.content.split())}\n" for message in messages
+        ]
+        return self._tokenizer.encode("".join(lines) + "A:")
 
 
 def require_template(name: str | None, tokenizer: Tokenizer) -> ChatTemplate:

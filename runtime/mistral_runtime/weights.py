@@ -11,6 +11,7 @@ import mmap
 import pickle
 import re
 import sys
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,8 @@ from mistral_runtime.strict_json import require_regular_file
 from mistral_runtime.transformer import Transformer
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
+# The unpickler follows a stranger's instructions; each of these ways to stumble is the file's fault.
+_STUMBLES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile)
 _HINT = "the weights do not belong to this configuration, or are damaged; verify the snapshot or fetch it again"
 
 _HF_TOP_NAMES = {
@@ -215,20 +218,40 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
                 hint="do not load it with another tool; fetch the model again, or a safetensors version of it",
             )
         loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        with zipfile.ZipFile(path) as archive:
+            records = [info for info in archive.infolist() if "/data/" in info.filename]
     except pickle.UnpicklingError as error:
         raise UnsafePickle(
             f"{path} is not only weights",
             detail=f"expected tensors, found: {_first_line(error)}",
             hint="do not load it with another tool; fetch the model again, or a safetensors version of it",
         ) from error
-    except (RuntimeError, ValueError, KeyError, TypeError, AttributeError, IndexError, EOFError, OSError) as error:
-        # The unpickler runs a stranger's instructions; every way it can stumble is the file's fault.
+    except _STUMBLES as error:
         raise MalformedCheckpoint(
             f"{path} is not a readable .pth file",
             detail=f"expected a zip archive made by torch.save, found: {_first_line(error)}",
             hint=_HINT,
         ) from error
-    return _require_plain_tensors(loaded, path)
+    tensors = _require_plain_tensors(loaded, path)
+    _require_whole_records(tensors, records, path)
+    return tensors
+
+
+def _require_whole_records(tensors: dict[str, Tensor], records: list[zipfile.ZipInfo], path: Path) -> None:
+    """Raise unless every storage has an uncompressed record of its own size in the archive.
+
+    A map does not look at records: where one is cut short or compressed, the bytes that follow it in the file would
+    pass for weights.
+    """
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors.values()}
+    stored = [info.file_size for info in records if info.compress_type == zipfile.ZIP_STORED]
+    if len(stored) != len(records) or sorted(storages.values()) != sorted(stored):
+        raise MalformedCheckpoint(
+            f"{path} holds records of another size than its tensors",
+            detail=f"expected {len(storages)} uncompressed records with {sum(storages.values())} bytes, "
+            f"found {len(stored)} with {sum(stored)}",
+            hint=_HINT,
+        )
 
 
 def _first_line(error: Exception) -> str:

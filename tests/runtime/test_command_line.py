@@ -262,14 +262,14 @@ def _started(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
 ENDLESS = ("--max-tokens", 1_000_000, "--quiet")
 
 
-@pytest.mark.parametrize("number, code", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_the_answer_cleanly(number: signal.Signals, code: int, endless: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_answer_cleanly(number: signal.Signals, endless: Path) -> None:
     with _started("generate", endless, "the hill", *ENDLESS) as process:
         assert process.stdout is not None
         first = process.stdout.read(20)
         process.send_signal(number)
         rest, err = process.communicate(timeout=30)
-        assert process.returncode == code
+        assert process.returncode == 130
         assert (first + rest).decode("utf-8").endswith("\n")
         assert err.decode() == "interrupted\n"
 

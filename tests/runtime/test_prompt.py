@@ -167,11 +167,12 @@ def test_damaged_provenance_is_told(tmp_path: Path) -> None:
 # --- the demo format --------------------------------------------------------------------------------------------------
 
 
-def test_demo_asks_the_last_question_on_one_line(tmp_path: Path) -> None:
+def test_demo_writes_every_turn_on_one_line() -> None:
     tokenizer = Tokenizer(FILES["v1"])
     template = ChatTemplate("demo", tokenizer)
     turns = [Message("user", "first"), Message("assistant", "x"), Message("user", " What\n is  it? ")]
-    assert template.encode(turns) == tokenizer.encode("Q: What is it?\nA:")
+    assert template.encode(turns) == tokenizer.encode("Q: first\nA: x\nQ: What is it?\nA:")
+    assert template.encode(turns[-1:]) == tokenizer.encode("Q: What is it?\nA:")
     assert template.stop_strings == ("\n",)
 
 

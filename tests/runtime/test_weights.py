@@ -196,6 +196,16 @@ def test_pickle_that_would_run_code_does_not_run_it(tmp_path: Path, write_snapsh
     assert sentinel.exists()
 
 
+def test_pickle_that_hides_its_globals_does_not_run_either(tmp_path: Path, write_snapshot: WriteSnapshot) -> None:
+    # Protocol 4 takes the global's name from the stack, where a listing of the instructions need not find it.
+    write_snapshot(tmp_path)
+    sentinel = tmp_path / "ran"
+    _replace_pickle(tmp_path / "consolidated.00.pth", pickle.dumps(_Attack(sentinel), protocol=4))
+    with pytest.raises((UnsafePickle, MalformedCheckpoint)):
+        _load(tmp_path)
+    assert not sentinel.exists()
+
+
 def test_bare_pickle_that_would_run_code_does_not_run_it(tmp_path: Path, write_snapshot: WriteSnapshot) -> None:
     write_snapshot(tmp_path)
     sentinel = tmp_path / "ran"
@@ -252,6 +262,30 @@ def test_truncated_pth_is_refused(keep: float, tmp_path: Path, write_snapshot: W
     path = tmp_path / "consolidated.00.pth"
     data = path.read_bytes()
     path.write_bytes(data[: int(len(data) * keep) if isinstance(keep, float) else keep])
+    _refused(tmp_path, MalformedCheckpoint, str(path))
+
+
+@pytest.mark.parametrize("spoil", ["first record cut", "last record cut", "record missing", "compressed", "all empty"])
+def test_archive_whose_records_do_not_match_its_tensors_is_refused(
+    spoil: str, tmp_path: Path, write_snapshot: WriteSnapshot
+) -> None:
+    write_snapshot(tmp_path)
+    path = tmp_path / "consolidated.00.pth"
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    records = sorted((name for name in members if "/data/" in name), key=lambda name: int(name.rsplit("/", 1)[1]))
+    if spoil == "first record cut":
+        members[records[0]] = members[records[0]][:4]
+    elif spoil == "last record cut":
+        members[records[-1]] = members[records[-1]][:4]
+    elif spoil == "record missing":
+        del members[records[3]]
+    elif spoil == "all empty":
+        members |= dict.fromkeys(records, b"")
+    method = zipfile.ZIP_DEFLATED if spoil == "compressed" else zipfile.ZIP_STORED
+    with zipfile.ZipFile(path, "w", method) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
     _refused(tmp_path, MalformedCheckpoint, str(path))
 
 
