@@ -31,6 +31,7 @@ from mistral_fetch.bittorrent.settings import SwarmSettings, session_settings
 
 _WANTED = 4
 _UNWANTED = 0
+_BLOCKED = 1  # libtorrent's name for it is missing in Python
 # Never here: no_verify_files (libtorrent 2.1.1 crashes soon after) and bit 25 (it crashes hybrids with web seeds).
 _FLAGS = lt.torrent_flags.update_subscribe | lt.torrent_flags.apply_ip_filter
 _ALONE = lt.torrent_flags.disable_dht | lt.torrent_flags.disable_lsd | lt.torrent_flags.disable_pex
@@ -41,20 +42,31 @@ REMOVE_TIMEOUT_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class DownloadStatus:
-    """Where a torrent stands. ``file_bytes`` counts blocks, verified or not; ``verified_bytes`` whole pieces."""
+    """Where a torrent stands.
+
+    ``file_bytes`` counts blocks, verified or not; ``verified_bytes`` whole pieces; ``failed_bytes`` what was
+    received in vain since the torrent was added to the session.
+    """
 
     is_checking: bool
     is_finished: bool
     file_bytes: Mapping[int, int]
     verified_bytes: Mapping[int, int]
     peers: tuple[str, ...]
-    payload_bytes: int
+    failed_bytes: int
     uploaded_bytes: int
 
 
-def open_session(settings: SwarmSettings) -> lt.session:
-    """Return a running session that talks to nobody yet."""
-    pack: Any = {**session_settings(settings), "alert_mask": ALERT_MASK | BLOCK_ALERTS}
+def open_session(settings: SwarmSettings, looks_around: bool) -> lt.session:
+    """Return a running session that talks to nobody yet.
+
+    Args:
+        settings: What to ask of the swarm.
+        looks_around: Whether peers are looked for beyond the named ones.
+    """
+    # With named peers alone, who connects to us can only be one of them again, from a port we did not ban.
+    incoming = looks_around if settings.incoming is None else settings.incoming
+    pack: Any = {**session_settings(settings, incoming=incoming), "alert_mask": ALERT_MASK | BLOCK_ALERTS}
     return lt.session(pack)
 
 
@@ -94,7 +106,7 @@ class Download:
             # Nothing but holes: saying so spares libtorrent from hashing gigabytes of zeros.
             parameters.have_pieces = [False] * self._metainfo.piece_count
         parameters.peers = list(peers)
-        self._session = open_session(self._settings)
+        self._session = open_session(self._settings, self.looks_around)
         self._handle = self._session.add_torrent(parameters)
 
     def poll(self, seconds: float) -> list[Alert]:
@@ -118,7 +130,7 @@ class Download:
             file_bytes={index: blocks[index] for index in self._data_paths if index < len(blocks)},
             verified_bytes={index: pieces[index] for index in self._data_paths if index < len(pieces)},
             peers=tuple(self._connected()),
-            payload_bytes=status.total_payload_download,
+            failed_bytes=status.total_failed_bytes,
             uploaded_bytes=status.total_payload_upload,
         )
 
@@ -143,7 +155,8 @@ class Download:
     def open_up(self, peers: Iterable[Endpoint]) -> None:
         """Look for other peers again, after :meth:`restart_with` found an honest one."""
         handle = self._running_handle
-        handle.unset_flags(_ALONE)
+        if self.looks_around:
+            handle.unset_flags(_ALONE)
         for url in self._trackers():
             handle.add_tracker({"url": url})
         for url in self._web_seeds():
@@ -169,10 +182,21 @@ class Download:
         self._handle = None
         self._session = None
 
+    def block(self, host: str) -> None:
+        """Refuse every connection to and from a host, whatever its port."""
+        rules = self._running_session.get_ip_filter()
+        rules.add_rule(host, host, _BLOCKED)
+        self._running_session.set_ip_filter(rules)
+
+    @property
+    def looks_around(self) -> bool:
+        """Return whether peers are looked for beyond the named ones."""
+        return bool(self._settings.dht or self._settings.lsd or self._trackers())
+
     @property
     def has_places_to_ask(self) -> bool:
         """Return whether anything but named peers can lead to the data."""
-        return bool(self._settings.dht or self._settings.lsd or self._trackers() or self._web_seeds())
+        return self.looks_around or bool(self._web_seeds())
 
     @property
     def _running_session(self) -> lt.session:
@@ -187,7 +211,7 @@ class Download:
     def _parameters(self) -> lt.add_torrent_params:
         parameters = load_parameters(self._metainfo)
         parameters.save_path = str(self._state_directory)
-        parameters.flags = _FLAGS
+        parameters.flags = _FLAGS if self.looks_around else _FLAGS | _ALONE
         parameters.trackers = self._trackers()
         parameters.tracker_tiers = list(range(len(parameters.trackers)))
         parameters.url_seeds = self._web_seeds()

@@ -133,6 +133,8 @@ def _info_hashes(topics: list[str]) -> tuple[str | None, str | None]:
             v1.add(_from_base32(match[1]))
         elif match := _V2_HEX.fullmatch(topic):
             v2.add(match[1].lower())
+    v1.discard("0" * 40)
+    v2.discard("0" * 64)
     if not v1 and not v2:
         shown = ", ".join(topics)[:100] or "no xt field"
         raise _refuse("an info-hash: xt=urn:btih: and 40 hex digits, or xt=urn:btmh:1220 and 64", shown)

@@ -43,9 +43,10 @@ def ask_for_metadata(
         UnsafeTorrent: What was sent is malformed or hostile.
         UnsafePath: It names files that would leave their directory.
     """
-    session = open_session(settings)
+    looks_around = settings.dht or settings.lsd or bool(settings.use_trackers and magnet.trackers)
+    session = open_session(settings, looks_around)
     with tempfile.TemporaryDirectory(prefix="mistral-fetch-metadata-") as scratch:
-        handle = session.add_torrent(_parameters(magnet, settings, peers, scratch))
+        handle = _add(session, _parameters(magnet, settings, peers, scratch))
         try:
             info = _wait(handle, settings, peers, on_peers, check_stop)
         finally:
@@ -68,6 +69,13 @@ def check_is_named_by(metainfo: Metainfo, magnet: Magnet) -> None:
     ):
         if expected is not None and expected != actual:
             raise unsafe(f"the torrent with info-hash {expected}", str(actual))
+
+
+def _add(session: lt.session, parameters: lt.add_torrent_params) -> lt.torrent_handle:
+    try:
+        return session.add_torrent(parameters)
+    except RuntimeError as error:
+        raise unsafe("an info-hash that libtorrent accepts", str(error)) from error
 
 
 def _parameters(magnet: Magnet, settings: SwarmSettings, peers: list[Endpoint], scratch: str) -> lt.add_torrent_params:

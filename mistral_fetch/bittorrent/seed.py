@@ -86,7 +86,7 @@ class Seeder:
 
 def _seeding_settings(settings: SwarmSettings, skips_checks: bool) -> Any:
     return {
-        **session_settings(settings),
+        **session_settings(settings, incoming=True),
         "alert_mask": 0,
         "unchoke_slots_limit": -1,
         "allowed_fast_set_size": 5,

@@ -7,11 +7,14 @@ from typing import Any
 
 from mistral_fetch.units import KIB, MIB
 
+_NEVER = 2**30
+
 
 @dataclass(frozen=True)
 class SwarmSettings:
     """What to ask of the swarm. The defaults talk to nobody who was not named by the user or the torrent.
 
+    ``incoming`` is whether peers may connect to us; None means: only when peers are looked for beyond the named ones.
     ``peers`` are ``host:port``. ``uploads`` is whether to give anything back; a leech still connects, asks and
     says what it has, but never serves a block. The three timeouts count seconds of silence, not of transfer.
     """
@@ -23,6 +26,7 @@ class SwarmSettings:
     lsd: bool = False
     port_mapping: bool = False
     utp: bool = False
+    incoming: bool | None = None
     listen_interfaces: str = "0.0.0.0:0,[::]:0"
     download_limit_bytes_per_second: int | None = None
     uploads: bool = False
@@ -31,7 +35,7 @@ class SwarmSettings:
     metadata_timeout_seconds: float = 60.0
 
 
-def session_settings(settings: SwarmSettings) -> dict[str, Any]:
+def session_settings(settings: SwarmSettings, *, incoming: bool) -> dict[str, Any]:
     """Return libtorrent's settings for a session, each with its reason where it is not the obvious one."""
     return {
         "user_agent": "mistral-fetch",
@@ -42,11 +46,15 @@ def session_settings(settings: SwarmSettings) -> dict[str, Any]:
         "enable_upnp": settings.port_mapping,
         "enable_natpmp": settings.port_mapping,
         # uTP gives 5 MB/s where TCP gives 300 (loopback, measured), and libtorrent tries it first.
-        "enable_incoming_utp": settings.utp,
+        "enable_incoming_utp": settings.utp and incoming,
         "enable_outgoing_utp": settings.utp,
+        "enable_incoming_tcp": incoming,
         "allow_multiple_connections_per_ip": True,  # several seeds on one machine, as in a lab or a test
-        # Zero slots: nobody is ever unchoked. An upload rate limit would also slow our own requests.
+        # Nothing given back takes all three: no slots, no optimistic unchoking (one peer a turn, slots or not), and
+        # every request refused that comes all the same. An upload rate limit would slow our own requests too.
         "unchoke_slots_limit": 8 if settings.uploads else 0,
+        "optimistic_unchoke_interval": 30 if settings.uploads else _NEVER,
+        "max_allowed_in_request_queue": 2000 if settings.uploads else -1,
         "allowed_fast_set_size": 5 if settings.uploads else 0,  # pieces that even a choked peer may ask for
         "connection_speed": 100,
         "torrent_connect_boost": 60,

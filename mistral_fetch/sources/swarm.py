@@ -6,6 +6,7 @@ libtorrent is driven is :mod:`mistral_fetch.bittorrent.client`'s business.
 
 from __future__ import annotations
 
+import ipaddress
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -196,6 +197,8 @@ class _Transfer:
     endpoints: list[Endpoint] = field(default_factory=list)
     peer_count: int = 0
     passed_in_trial: int = 0
+    failed_bytes: int = 0
+    failed_path: str = ""
 
     def run(self, stop: StopSignal) -> None:
         stop.check()
@@ -239,11 +242,12 @@ class _Transfer:
                 continue
             clocks.last_report = now
             status = self.download.status()
-            if self._tell_progress(status):
+            has_bytes = self._tell_progress(status)
+            if has_bytes:
                 clocks.last_byte = now
+            self._tell_peers(len(status.peers), has_bytes)
             if status.is_finished:
                 return
-            self._tell_peers(status)
             if status.peers:
                 clocks.last_peer = now
             self._look_for_peers(status, clocks, now)
@@ -274,11 +278,21 @@ class _Transfer:
                 )
 
     def _piece_failed(self, piece: int) -> None:
+        path, where = self._where(piece)
+        self.failed_path = path or self.failed_path
         liar = self.attribution.piece_failed(piece)
         if liar is not None:
-            path, where = self._where(piece)
             expected = self.metainfo.piece_hash(piece)
             self.report(SourceLied(f"peer {liar}", path, where, expected, "other bytes"))
+            self._shut_out(liar)
+
+    def _shut_out(self, liar: str) -> None:
+        # A banned peer comes back from another port; but a host can be shared, as all are on loopback.
+        host, _ = parse_peer(liar)
+        others = {address for address in self.download.status().peers if address != liar}
+        hosts = {parse_peer(address)[0] for address in others} | {endpoint[0] for endpoint in self._welcome_endpoints()}
+        if host not in hosts and not ipaddress.ip_address(host).is_loopback:
+            self.download.block(host)
 
     def _where(self, piece: int) -> tuple[str, str]:
         files = self.metainfo.files_in_piece(piece)
@@ -287,26 +301,34 @@ class _Transfer:
 
     def _tell_progress(self, status: DownloadStatus) -> bool:
         """Report what changed; return whether bytes came in."""
+        failed = max(status.failed_bytes - self.failed_bytes, 0)
+        self.failed_bytes = status.failed_bytes
         came = False
         for index, total in status.file_bytes.items():
-            difference = total - self.received.get(index, 0)
+            path = self.paths[index]
+            # A piece that failed came and went between two looks: the file's own count does not show it.
+            in_vain = failed if path == self.failed_path else 0
+            difference = total - self.received.get(index, 0) + in_vain
             self.received[index] = total
             if difference > 0:
                 came = True
-                self.report(BytesReceived(self.label, self.paths[index], difference))
+                self.report(BytesReceived(self.label, path, difference))
+            if in_vain:
+                self.report(BytesDropped(self.label, path, in_vain, "a piece did not match its hash"))
             elif difference < 0:
-                self.report(BytesDropped(self.label, self.paths[index], -difference, "a piece did not match"))
+                self.report(BytesDropped(self.label, path, -difference, "a block was cut short"))
         for index, present in status.verified_bytes.items():
             if present != self.verified.get(index):
                 self.verified[index] = present
                 self.report(Progress(self.paths[index], present))
         return came
 
-    def _tell_peers(self, status: DownloadStatus) -> None:
-        if len(status.peers) != self.peer_count:
-            self.peer_count = len(status.peers)
-            if self.peer_count:
-                self.report(SourceConnected(self.label, self.peer_count))
+    def _tell_peers(self, count: int, has_bytes: bool) -> None:
+        if has_bytes and not self.peer_count:
+            count = max(count, 1)  # it came, gave all there was and has left again
+        if count and count != self.peer_count:
+            self.report(SourceConnected(self.label, count))
+        self.peer_count = count
 
     def _look_for_peers(self, status: DownloadStatus, clocks: _Clocks, now: float) -> None:
         if clocks.trial_began is not None:

@@ -70,11 +70,12 @@ NONSENSE = {
     "a word": "mistral-7b",
     "an address": "https://example.org/model.torrent",
     "no info-hash": "magnet:?dn=model",
+    "zeros": f"magnet:?xt=urn:btih:{'0' * 40}",
     "short info-hash": f"magnet:?xt=urn:btih:{V1[:-1]}",
     "not hex": f"magnet:?xt=urn:btih:{'z' * 40}",
     "base 32 of other digits": f"magnet:?xt=urn:btih:{'1' * 32}",
     "md5 as btmh": f"magnet:?xt=urn:btmh:1110{V2[:32]}",
-    "two that differ": f"{XT}&xt=urn:btih:{'0' * 40}",
+    "two that differ": f"{XT}&xt=urn:btih:{'1' * 40}",
     "endless": f"{XT}&dn={'a' * MAX_MAGNET_LENGTH}",
 }
 
