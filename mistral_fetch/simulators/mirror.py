@@ -426,11 +426,12 @@ class _Exchange:
     def _send_file(self, path: Path, start: int, end: int) -> None:
         with path.open("rb") as file:
             while start < end:
-                sent = self.handler.connection.sendfile(file, start, min(_SENDFILE_BYTES, end - start))
-                if sent == 0:
-                    raise ConnectionError(f"{path} became shorter while it was sent")
-                self.entry.bytes_sent += sent
-                start += sent
+                length = min(_SENDFILE_BYTES, end - start)
+                with self._counted(length):
+                    sent = self.handler.connection.sendfile(file, start, length)
+                    if sent != length:
+                        raise ConnectionError(f"{path} became shorter while it was sent")
+                start += length
 
     def _send_slices(self, content: Content, start: int, end: int, rate: float | None) -> None:
         begun, offset = time.monotonic(), start
@@ -438,12 +439,22 @@ class _Exchange:
         with _reader(content) as read:
             while offset < end and not self.simulator.stopping.is_set():
                 data = read(offset, min(slice_bytes, end - offset))
-                self.handler.connection.sendall(data)
+                with self._counted(len(data)):
+                    self.handler.connection.sendall(data)
                 offset += len(data)
-                self.entry.bytes_sent += len(data)
                 if rate is not None:
                     ahead = (offset - start) / rate - (time.monotonic() - begun)
                     self.simulator.stopping.wait(max(0.0, ahead))
+
+    @contextmanager
+    def _counted(self, length: int) -> Iterator[None]:
+        # Counted before it is sent: a client that has the last byte may ask for the count at once.
+        self.entry.bytes_sent += length
+        try:
+            yield
+        except OSError:
+            self.entry.bytes_sent -= length
+            raise
 
     def _reset(self) -> None:
         # Lingering for zero seconds makes close send RST instead of FIN.
