@@ -13,7 +13,7 @@ from mistral_fetch.errors import AccessError, IntegrityError, MirrorError, Mistr
 from mistral_fetch.events import Progress, Report, SourceFailed
 from mistral_fetch.sources.base import StopSignal, Target
 from mistral_fetch.sources.failover import give_up, known_size, mirror_urls, report_lie
-from mistral_fetch.sources.http_client import HttpClient
+from mistral_fetch.sources.http_client import HttpClient, breaking_off
 from mistral_fetch.sources.http_transfer import MirrorTransfer
 from mistral_fetch.sources.retry import Backoff, RetryPolicy
 from mistral_fetch.sources.urls import HTTP_SCHEMES, origin_of
@@ -45,12 +45,13 @@ class HttpSource:
             OfflineRefused: The client may not use the network.
             StoreError, Interrupted: See :class:`~mistral_fetch.sources.base.Source`.
         """
-        for target in targets:
-            stop.check()
-            try:
-                self._fetch_file(target, report, stop)
-            finally:
-                target.partial.flush()  # whatever happened, what was verified is kept
+        with breaking_off(self._client, stop):
+            for target in targets:
+                stop.check()
+                try:
+                    self._fetch_file(target, report, stop)
+                finally:
+                    target.partial.flush()  # whatever happened, what was verified is kept
 
     def _fetch_file(self, target: Target, report: Report, stop: StopSignal) -> None:
         if known_size(target.entry) == 0:

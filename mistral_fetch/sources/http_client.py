@@ -8,11 +8,13 @@ mirror answers an error page to foreign ones); bodies arrive as sent, never deco
 
 from __future__ import annotations
 
+import socket
 import ssl
 import threading
 import time
+import weakref
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
     import httpx
 
 MAX_REDIRECTS = 10
+_STOP_CHECK_SECONDS = 0.2
 _REDIRECTS = {301, 302, 303, 307, 308}
 _LOOPBACK = ("all://127.0.0.1", "all://localhost", "all://[::1]")
 
@@ -94,6 +97,7 @@ class HttpClient:
         self.settings = settings or HttpSettings()
         self._client: httpx.Client | None = None
         self._lock = threading.Lock()
+        self._sockets: weakref.WeakSet[socket.socket] = weakref.WeakSet()
 
     def __enter__(self) -> HttpClient:
         return self
@@ -107,6 +111,13 @@ class HttpClient:
             if self._client is not None:
                 self._client.close()
                 self._client = None
+
+    def break_connections(self) -> None:
+        """Shut every open connection, from any thread, so that whoever waits for a byte stops waiting at once."""
+        for connection in list(self._sockets):
+            with suppress(OSError):  # closed already
+                # Not the TLS socket's own shutdown: that one swaps its state under the reading thread.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)
 
     def get_bytes(
         self,
@@ -123,7 +134,10 @@ class HttpClient:
             NotAModelFile: It is larger than the limit.
             AccessError, MirrorError, OfflineRefused: It cannot be had.
         """
-        return retrying(lambda: self._get_bytes(url, limit_bytes, headers), self.settings.retry, stop)
+        stop = stop or StopSignal()
+        self._refuse_offline(url)
+        with breaking_off(self, stop):
+            return retrying(lambda: self._get_bytes(url, limit_bytes, headers), self.settings.retry, stop)
 
     def _get_bytes(self, url: str, limit_bytes: int, headers: Mapping[str, str] | None) -> bytes:
         deadline = time.monotonic() + self.settings.metadata_timeout_seconds
@@ -217,7 +231,15 @@ class HttpClient:
         if authorization is not None:
             sent["Authorization"] = authorization
         with _mapped_errors(url):
-            return client.send(client.build_request(method, url, headers=sent), stream=True, auth=None)
+            request = client.build_request(method, url, headers=sent, extensions={"trace": self._watch})
+            return client.send(request, stream=True, auth=None)
+
+    def _watch(self, event: str, info: Mapping[str, Any]) -> None:
+        """Note the sockets that httpx opens (its ``trace`` extension)."""
+        if event.endswith(("connect_tcp.complete", "start_tls.complete")):
+            connection = info["return_value"].get_extra_info("socket")
+            if isinstance(connection, socket.socket):
+                self._sockets.add(connection)
 
     def _refuse_offline(self, url: str) -> None:
         if self.settings.is_offline:
@@ -269,6 +291,25 @@ def _new_client(settings: HttpSettings) -> httpx.Client:
             detail=f"expected usable proxy and certificate settings, got: {error}",
             hint="check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR",
         ) from error
+
+
+@contextmanager
+def breaking_off(client: HttpClient, stop: StopSignal) -> Iterator[None]:
+    """Break the client's connections when a stop is asked for: a silent mirror must not hold up Ctrl-C."""
+    is_over = threading.Event()
+
+    def watch() -> None:
+        while not is_over.wait(_STOP_CHECK_SECONDS):
+            if stop.is_set():
+                client.break_connections()
+
+    watcher = threading.Thread(target=watch, name="stop-watcher", daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        is_over.set()
+        watcher.join()
 
 
 @contextmanager

@@ -85,6 +85,7 @@ class MirrorTransfer:
             try:
                 self._ask(span)
             except MirrorError as error:
+                self._stop.check()  # a stop breaks connections: that is no failure of the mirror
                 if self._has_advanced():
                     backoff.progressed()
                 delay = backoff.delay_after(error)

@@ -76,6 +76,7 @@ def retrying(action: Callable[[], T], policy: RetryPolicy, stop: StopSignal | No
         try:
             return action()
         except MirrorError as error:
+            stop.check()
             delay = backoff.delay_after(error)
             if delay is None:
                 raise

@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import threading
+import time
+from dataclasses import replace
+
 import pytest
 
 from mistral_fetch.errors import Interrupted, MirrorError, OfflineRefused
-from mistral_fetch.events import BytesDropped, BytesReceived, Event, Progress, SourceConnected
+from mistral_fetch.events import BytesDropped, BytesReceived, Event, Progress, SourceConnected, SourceFailed
 from mistral_fetch.simulators.mirror import Fault, MirrorSimulator
 from mistral_fetch.sources.base import StopSignal, Target
 from mistral_fetch.sources.http import HttpSource
@@ -164,6 +168,18 @@ def test_a_stop_is_noticed_between_chunks(download: Download, mirror: MirrorSimu
     download.assert_nothing_wrong_recorded()
 
 
+@pytest.mark.parametrize("hang_at", [-1, 3 * PIECE])
+def test_a_stop_does_not_wait_for_a_silent_mirror(hang_at: int, download: Download, mirror: MirrorSimulator) -> None:
+    mirror.always(NAME, Fault(hang_at=hang_at))
+    stop = StopSignal()
+    threading.Timer(0.3, stop.set).start()
+    begun = time.monotonic()
+    with pytest.raises(Interrupted):
+        download.run(mirror, stop=stop)
+    assert time.monotonic() - begun < 10  # the read timeout is 30 seconds
+    assert download.of_kind(SourceFailed) == []
+
+
 def test_received_bytes_are_reported_exactly_and_seldom(download: Download, mirror: MirrorSimulator) -> None:
     download.run(mirror)
     assert received(download) == len(DATA)
@@ -189,8 +205,6 @@ def test_offline_opens_no_socket(download: Download, mirror: MirrorSimulator, mo
 
 
 def test_a_size_has_to_be_known(download: Download) -> None:
-    from dataclasses import replace
-
     entry = replace(download.entry(), size=None, pieces=None)
     with pytest.raises(ValueError, match="size"):
         HttpSource(download.client).fetch([Target(entry, download.partial())], print, StopSignal())
