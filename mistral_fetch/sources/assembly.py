@@ -64,8 +64,8 @@ class PieceAssembler:
         start = grid.span(first).start + (self._filled if first == self._index else 0)
         return Span(start, grid.span(last).end)
 
-    def feed(self, offset: int, chunk: bytes) -> None:
-        """Take the file's bytes from ``offset`` on; those that are here already are skipped.
+    def feed(self, offset: int, chunk: bytes) -> bool:
+        """Take the file's bytes from ``offset`` on, skip those that are here; return whether a piece became whole.
 
         Raises:
             PieceMismatch: A piece that became whole is wrong; it stays in the buffer for the report.
@@ -73,6 +73,7 @@ class PieceAssembler:
         """
         view = memoryview(chunk)
         grid = self._partial.grid
+        count_before = len(self._missing)
         while view:
             index = offset // grid.piece_length
             span = grid.span(index)
@@ -81,6 +82,7 @@ class PieceAssembler:
                 self._take(index, offset - span.start, part, span.length)
             offset += len(part)
             view = view[len(part) :]
+        return len(self._missing) < count_before
 
     def _take(self, index: int, position: int, part: memoryview, piece_length: int) -> None:
         if index != self._index:

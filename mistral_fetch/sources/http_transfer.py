@@ -157,17 +157,15 @@ class MirrorTransfer:
 
     def _receive(self, wanted: Wanted, answer: Answer, body: Span) -> None:
         offset = body.start
-        present = self._partial.present_bytes
         for chunk in answer.chunks():
             self._stop.check()
             if offset + len(chunk) > body.end:
                 self._refuse_surplus(wanted, body)
-            self.assembler.feed(offset, chunk)
+            has_new_piece = self.assembler.feed(offset, chunk)
             offset += len(chunk)
             self._meter.count(len(chunk))
-            if (total := self._partial.present_bytes) != present:
-                present = total
-                self._report(Progress(self._entry.path, total))
+            if has_new_piece:
+                self._report(Progress(self._entry.path, self._partial.present_bytes))
             if self.assembler.is_complete and offset < body.end:
                 return  # a mirror that ignores ranges goes on with what is here already
         if offset < max(body.end, wanted.span.end):
