@@ -12,7 +12,6 @@ import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from xml.parsers import expat
-from xml.sax.saxutils import escape, quoteattr
 
 from mistral_fetch.digest import Digest
 from mistral_fetch.errors import MalformedManifest
@@ -27,6 +26,11 @@ MAX_METALINK_BYTES = 64 * MIB
 MAX_DEPTH = 8
 MAX_MIRRORS = 200
 MAX_TEXT = 64 * 1024
+
+# Not xml.sax.saxutils: that imports an HTTP client, which every start of the program would pay for.
+_IN_TEXT = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_TEXT = str.maketrans(_IN_TEXT)
+_ATTRIBUTE = str.maketrans({**_IN_TEXT, '"': "&quot;", "\n": "&#10;", "\r": "&#13;", "\t": "&#9;"})
 
 # RFC 5854 takes hash names from the IANA registry; those we can check, and our own names for them.
 _HASH_NAMES = {"sha-256": "sha256", "md5": "md5"}
@@ -46,14 +50,14 @@ def _document(manifest: Manifest) -> Iterator[str]:
     for name in _INFO_FIELDS:
         value = getattr(manifest.info, name)
         if value:
-            yield f"  <m:{name}>{escape(value)}</m:{name}>"
+            yield f"  <m:{name}>{value.translate(_TEXT)}</m:{name}>"
     for entry in manifest.files:
         yield from _file_element(entry)
     yield "</metalink>"
 
 
 def _file_element(entry: FileEntry) -> Iterator[str]:
-    yield f"  <file name={quoteattr(entry.path)}>"
+    yield f'  <file name="{entry.path.translate(_ATTRIBUTE)}">'
     if entry.size is not None:
         yield f"    <size>{entry.size}</size>"
     for digest in entry.digests:
@@ -65,9 +69,10 @@ def _file_element(entry: FileEntry) -> Iterator[str]:
             yield f"      <hash>{value}</hash>"
         yield "    </pieces>"
     for link in entry.torrents:
-        yield f'    <metaurl mediatype="torrent" name={quoteattr(link.path)}>{escape(link.url)}</metaurl>'
+        path, url = link.path.translate(_ATTRIBUTE), link.url.translate(_TEXT)
+        yield f'    <metaurl mediatype="torrent" name="{path}">{url}</metaurl>'
     for mirror in entry.mirrors:
-        yield f'    <url priority="{mirror.priority}">{escape(mirror.url)}</url>'
+        yield f'    <url priority="{mirror.priority}">{mirror.url.translate(_TEXT)}</url>'
     yield "  </file>"
 
 

@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import time
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals
 from mistral_fetch.errors import ExitCode, NotFoundError, NotInCache
 from mistral_fetch.ref import DirectoryRef, parse_ref
-from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.snapshots import RefRecord, find_refs, find_snapshot, list_refs, load_provenance
 from mistral_fetch.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.snapshots import RefRecord
 
 
 def register(app: typer.Typer) -> None:
@@ -85,7 +87,8 @@ def verify(
 
 
 def _to_verify(front: FrontEnd, refs: list[str] | None, manifest: str | None) -> list[tuple[str, Path, Any]]:
-    from mistral_fetch.store.snapshots import load_manifest
+    from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.snapshots import list_refs, load_manifest
     from mistral_fetch.transfer.local import require_local
 
     layout = Layout(front.settings.home)
@@ -128,6 +131,7 @@ def _manifest_of_directory(directory: Path, named: str | None) -> Any:
 
 def path(front: FrontEnd, ref: Annotated[str, typer.Argument(metavar="REF")]) -> int:
     """Print the snapshot directory of a complete model."""
+    from mistral_fetch.store.layout import Layout
     from mistral_fetch.transfer.local import require_local
 
     local = require_local(Layout(front.settings.home), parse_ref(ref), front.settings, ref)
@@ -143,6 +147,8 @@ def list_models(
     """List the models in the cache, with their size, channel and age, and what is unfinished."""
     from mistral_fetch.cli.render import table
     from mistral_fetch.store.gc import allocated_bytes, list_partials
+    from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.snapshots import list_refs
 
     if catalog:
         from mistral_fetch.cli.show import list_catalog
@@ -175,6 +181,8 @@ def list_models(
 
 
 def _model_row(layout: Layout, record: RefRecord) -> dict[str, Any]:
+    from mistral_fetch.store.snapshots import find_snapshot, load_provenance
+
     directory = find_snapshot(layout, record.content_digest)
     files = load_provenance(directory).get("files", []) if directory else []
     levels = sorted({str(file.get("assurance")) for file in files})
@@ -208,7 +216,9 @@ def remove(
 ) -> int:
     """Delete models, their unfinished files, and every blob that no other model uses."""
     from mistral_fetch.store.gc import execute_removal, list_partials, plan_removal
+    from mistral_fetch.store.layout import Layout
     from mistral_fetch.store.lock import locked
+    from mistral_fetch.store.snapshots import find_refs
     from mistral_fetch.transfer.local import ref_key
 
     layout = Layout(front.settings.home)

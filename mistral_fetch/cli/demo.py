@@ -15,7 +15,6 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,6 +87,8 @@ def _fetch_both_ways(front: FrontEnd, folder: Path) -> dict[str, Any]:
 
 
 def _publish(published: Path) -> Publication:
+    from importlib import resources
+
     from mistral_fetch.manifest import ModelInfo
     from mistral_fetch.publish.build import publish
 

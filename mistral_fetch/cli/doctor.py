@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import platform
 import shutil
@@ -120,6 +119,8 @@ def _locks(home: Path) -> str:
 
 
 def _packages() -> str:
+    import importlib.metadata  # brings the whole email package along
+
     found = []
     for package in _PACKAGES:
         try:

@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from mistral_fetch.cli.options import FrontEnd, command
-from mistral_fetch.manifest import ModelInfo
 from mistral_fetch.units import format_size
 
 
@@ -33,6 +32,7 @@ def publish(
     chat_template: Annotated[str, typer.Option("--chat-template", help="v1, v3, demo; none for a base model.")] = "",
 ) -> int:
     """Read a directory of weights once and write its manifest, torrents and checksums."""
+    from mistral_fetch.manifest import ModelInfo
     from mistral_fetch.publish.build import publish as publish_directory
 
     info = ModelInfo(

@@ -9,8 +9,6 @@ import typer
 from mistral_fetch.cli.options import FrontEnd, command
 from mistral_fetch.errors import NotInCache
 from mistral_fetch.ref import CatalogRef, Ref, parse_ref
-from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.snapshots import find_refs, find_snapshot, load_provenance
 from mistral_fetch.units import format_size_both
 
 
@@ -60,6 +58,8 @@ def list_catalog(front: FrontEnd) -> int:
 
 
 def _held(front: FrontEnd, ref: Ref) -> list[dict[str, Any]]:
+    from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.snapshots import find_refs, find_snapshot, load_provenance
     from mistral_fetch.transfer.local import ref_key
 
     layout = Layout(front.settings.home)
