@@ -7,14 +7,14 @@ nobody names, never a name without its bytes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mistral_fetch.errors import MistralFetchError
 from mistral_fetch.store.durable import disk_errors, fsync_directory
 from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.snapshots import RefRecord, list_refs, load_manifest
+from mistral_fetch.store.snapshots import RefRecord, find_drafts, list_refs, load_manifest
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,14 @@ def plan_removal(layout: Layout, records: Sequence[RefRecord], partials: Sequenc
     """Return what deleting these refs (and partials) would delete, touching nothing."""
     kept = {record.content_digest for record in list_refs(layout) if record not in records}
     doomed = sorted({record.content_digest for record in records} - kept)
-    still_used = {blob for directory in _snapshots(layout, excluding=doomed) for blob in _blobs_of(layout, directory)}
+    # A process that died while it laid the model out left a draft, which must not keep the blobs for ever.
+    drafts = [draft for digest in doomed for draft in find_drafts(layout, digest)]
+    excluded = {*doomed, *(draft.name for draft in drafts)}
+    still_used = {blob for directory in _snapshots(layout, excluded) for blob in _blobs_of(layout, directory)}
     blobs = sorted({blob for digest in doomed for blob in _blobs_of(layout, layout.snapshot(digest))} - still_used)
-    snapshots = tuple(layout.snapshot(digest) for digest in doomed if layout.snapshot(digest).is_dir())
+    snapshots = [layout.snapshot(digest) for digest in doomed if layout.snapshot(digest).is_dir()]
     freed = sum(blob.stat().st_size for blob in blobs) + sum(allocated_bytes(path) for path in partials)
-    return RemovalPlan(tuple(records), snapshots, tuple(blobs), tuple(partials), freed)
+    return RemovalPlan(tuple(records), (*snapshots, *drafts), tuple(blobs), tuple(partials), freed)
 
 
 def execute_removal(layout: Layout, plan: RemovalPlan) -> None:
@@ -76,7 +79,7 @@ def list_partials(layout: Layout) -> list[Path]:
         return []
 
 
-def _snapshots(layout: Layout, excluding: Sequence[str]) -> list[Path]:
+def _snapshots(layout: Layout, excluding: Collection[str]) -> list[Path]:
     try:
         return [path for path in layout.snapshots.iterdir() if path.is_dir() and path.name not in excluding]
     except (FileNotFoundError, NotADirectoryError):

@@ -105,15 +105,32 @@ def write_snapshot(layout: Layout, manifest: Manifest, provenance: Mapping[str, 
         make_directory(layout.snapshots)
         try:
             _fill(layout, manifest, provenance, draft, final)
-            if final.is_dir():
-                # It has no valid .complete, so nobody may use it: left over from a damaged or foreign cache.
-                shutil.rmtree(final)
-            draft.rename(final)
-        except BaseException:
+            _move_into_place(layout, draft, final)
+        except BaseException as error:
             shutil.rmtree(draft, ignore_errors=True)
+            if isinstance(error, OSError) and find_snapshot(layout, content_digest):
+                return final  # another process was faster
             raise
         fsync_directory(layout.snapshots)
+        for abandoned in find_drafts(layout, content_digest):
+            shutil.rmtree(abandoned, ignore_errors=True)
     return final
+
+
+def _move_into_place(layout: Layout, draft: Path, final: Path) -> None:
+    try:
+        draft.rename(final)
+    except OSError:
+        if find_snapshot(layout, final.name) or not final.is_dir():
+            raise
+        # It has no valid .complete, so nobody may use it: left over from a damaged or foreign cache.
+        shutil.rmtree(final)
+        draft.rename(final)
+
+
+def find_drafts(layout: Layout, content_digest: str) -> list[Path]:
+    """Return the hidden directories in which this snapshot is being built, or was when its process died."""
+    return sorted(layout.snapshots.glob(f".{content_digest[:16]}-*.tmp"))
 
 
 def _fill(layout: Layout, manifest: Manifest, provenance: Mapping[str, Any], draft: Path, final: Path) -> None:
@@ -190,13 +207,15 @@ def _read_refs(directory: Path) -> Iterator[RefRecord]:
     except (FileNotFoundError, NotADirectoryError):
         return
     for path in paths:
+        if path.name.startswith("."):
+            continue  # a writer's temporary file, complete perhaps, but nobody named it
         try:
             fields = json.loads(path.read_bytes())
             yield RefRecord(
                 str(fields["ref"]), unquote_name(path.name), str(fields["snapshot"]), int(fields["pulled_at"])
             )
         except (OSError, ValueError, KeyError, TypeError):
-            continue  # a temporary file of a writer, or a torn one of a foreign program: it names nothing
+            continue  # torn, or a foreign program's: it names nothing
 
 
 def _read_complete(directory: Path) -> dict[str, Any]:

@@ -1,0 +1,218 @@
+"""A pull that is cut short at its n-th change of the disk, in a process of its own; run by test_faults.py.
+
+``python tests/store/faults.py MODE PINS FOLDER STRIDE`` tries every change in turn (every second one for a stride
+of 2, and so on) and prints one JSON line for each: what the cut process said, what was wrong with the cache right after it, and what the next pull made of it.
+Modes: ``kill`` (the process is gone), ``power`` (what was not synced is lost too, and the host was restarted),
+or the name of an errno (the call fails). The processes are forked, one for the cut and one for what follows.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from mistral_fetch.digest import Assurance
+from mistral_fetch.errors import MistralFetchError
+from mistral_fetch.events import ignore_events
+from mistral_fetch.manifest import Manifest
+from mistral_fetch.simulators.publisher import PublisherSimulator
+from mistral_fetch.sources.base import StopSignal
+from mistral_fetch.sources.memory import MemorySource
+from mistral_fetch.store import journal, partials
+from mistral_fetch.store.layout import Layout
+from mistral_fetch.store.snapshots import find_snapshot, list_refs
+from mistral_fetch.transfer.execute import execute_offer
+from mistral_fetch.transfer.offer import Offer
+
+PIECE = 64 * 1024
+FILES = {"weights/w.bin": random.Random(5).randbytes(3 * PIECE + 99), "config.json": b"{}", "empty.txt": b""}
+PUBLISHER = PublisherSimulator(FILES)
+CHANGES = (
+    "fsync",
+    "fdatasync",
+    "replace",
+    "rename",
+    "mkdir",
+    "rmdir",
+    "unlink",
+    "chmod",
+    "symlink",
+    "ftruncate",
+    "write",
+    "pwrite",
+)
+CUT = 77
+
+
+class Disk:
+    """Counts the changes of the disk below ``home``, forgets what is not synced, and strikes at the n-th."""
+
+    def __init__(self, home: Path, strike_at: int, strike: Callable[[Disk], None]) -> None:
+        self.home, self.strike_at, self.strike = home, strike_at, strike
+        self.count = 0
+        self.unsynced: dict[int, list[tuple[int, int]]] = {}
+        self.renamed: list[tuple[Path, Path]] = []
+        for name in CHANGES:
+            setattr(os, name, self._watch(name, getattr(os, name)))
+
+    def _watch(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any, **options: Any) -> Any:
+            if name in {"write", "pwrite"} and not self._is_file(arguments[0]):
+                return call(*arguments, **options)
+            self.count += 1
+            if self.count == self.strike_at:
+                self.strike(self)
+            position = os.lseek(arguments[0], 0, os.SEEK_END) if name == "write" else 0
+            result = call(*arguments, **options)
+            self._remember(name, arguments, position, result)
+            return result
+
+        return watched
+
+    def _is_file(self, descriptor: int) -> bool:
+        return Path(f"/proc/self/fd/{descriptor}").resolve().is_relative_to(self.home)
+
+    def _remember(self, name: str, arguments: tuple[Any, ...], position: int, result: Any) -> None:
+        if name in {"write", "pwrite"}:
+            start = arguments[2] if name == "pwrite" else position
+            self.unsynced.setdefault(os.fstat(arguments[0]).st_ino, []).append((start, start + result))
+        elif name in {"fsync", "fdatasync"}:
+            self.unsynced.pop(os.fstat(arguments[0]).st_ino, None)
+            synced = Path(f"/proc/self/fd/{arguments[0]}").resolve()
+            self.renamed = [(old, new) for old, new in self.renamed if new.parent != synced]
+        elif name in {"replace", "rename"}:
+            self.renamed.append((Path(arguments[0]), Path(arguments[1])))
+
+    def lose_power(self) -> None:
+        """Undo renames whose directory was not synced, and zero the bytes that were not."""
+        for old, new in reversed(self.renamed):
+            if new.exists() and not old.exists():
+                RENAME(new, old)
+        for path in self.home.rglob("*"):
+            if path.is_file() and not path.is_symlink():
+                for start, end in self.unsynced.get(path.stat().st_ino, []):
+                    path.chmod(0o644)
+                    with path.open("r+b") as file:
+                        file.seek(start)
+                        file.write(bytes(end - start))
+
+
+RENAME = os.rename
+
+
+def offer(pins: str) -> Offer:
+    manifest = PUBLISHER.manifest(piece_length=PIECE if pins == "pinned" else None, has_sha256=pins == "pinned")
+    return Offer("manifest", "btih-0123", manifest, (lambda: MemorySource(FILES),))
+
+
+def pull(home: Path, pins: str) -> Path:
+    layout = Layout(home)
+    layout.prepare()
+    acquired = execute_offer(
+        offer(pins),
+        "model",
+        layout,
+        floor=Assurance.SIZE,
+        disk_reserve_bytes=0,
+        report=ignore_events,
+        stop=StopSignal(),
+    )
+    return acquired.directory
+
+
+def cut_short(home: Path, pins: str, mode: str, step: int) -> str:
+    """Pull with the n-th change struck; return how it ended. Runs in a child."""
+
+    def strike(disk: Disk) -> None:
+        if mode in {"kill", "power"}:
+            if mode == "power":
+                disk.strike_at = -1
+                disk.lose_power()
+            os._exit(CUT)
+        raise OSError(getattr(errno, mode), os.strerror(getattr(errno, mode)))
+
+    disk = Disk(home, step, strike)
+    try:
+        pull(home, pins)
+    except MistralFetchError as error:
+        return f"{error.kind} {int(error.exit_code)}"
+    return "not reached" if disk.count < step else "complete"
+
+
+def problems(home: Path, truth: Manifest) -> list[str]:
+    """Return what breaks the one rule: what has a name is right."""
+    found = []
+    for blob in home.glob("blobs/sha256/*/*"):
+        if hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name:
+            found.append(f"the blob {blob.name[:8]} is wrong")
+    layout = Layout(home)
+    for directory in home.glob("snapshots/*"):
+        complete = find_snapshot(layout, directory.name)
+        if complete and any((complete / e.path).read_bytes() != FILES[e.path] for e in truth.files):
+            found.append("a complete snapshot is wrong")
+    found += ["a ref names nothing" for ref in list_refs(layout) if not find_snapshot(layout, ref.content_digest)]
+    return found
+
+
+def leftovers(home: Path) -> list[str]:
+    """Return what a finished pull should not leave."""
+    return [str(path.relative_to(home)) for path in [*home.glob("partial/*"), *home.rglob("*.tmp")]]
+
+
+def try_again(home: Path, pins: str, mode: str) -> str:
+    """Pull once more, as the next process does; return how it ended. Runs in a child."""
+    if mode == "power":
+        vars(journal)["boot_id"] = lambda: "the next boot"
+    directory = pull(home, pins)
+    wrong = [path for path, data in FILES.items() if (directory / path).read_bytes() != data]
+    return f"wrong: {wrong}" if wrong else "exact"
+
+
+def in_child(action: Callable[[], str]) -> str:
+    """Return what ``action`` returns in a forked process, or that it was cut."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            answer = action()
+        except BaseException:
+            answer = traceback.format_exc()
+        WRITE(writer, answer.encode())
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as answers:
+        answer = answers.read().decode()
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return "cut" if status == CUT else answer if status == 0 else f"exit {status}"
+
+
+WRITE = os.write
+
+
+def main(mode: str, pins: str, folder: Path, stride: int) -> None:
+    partials.BATCH_BYTES = 2 * PIECE
+    for step in range(1, 1000, stride):
+        home = folder / f"{mode}-{pins}-{step}"
+        home.mkdir(parents=True)
+        first = in_child(lambda: cut_short(home, pins, mode, step))  # noqa: B023 - called at once
+        wrong = problems(home, PUBLISHER.manifest())
+        second = in_child(lambda: try_again(home, pins, mode))  # noqa: B023
+        wrong_later, left = problems(home, PUBLISHER.manifest()), leftovers(home)
+        shutil.rmtree(home)
+        outcome = {"step": step, "first": first, "wrong": wrong, "second": second}
+        print(json.dumps(outcome | {"wrong_later": wrong_later, "left": left}), flush=True)
+        if first == "not reached":
+            break
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], Path(sys.argv[3]), int(sys.argv[4]))
