@@ -46,24 +46,33 @@ def execute_removal(layout: Layout, plan: RemovalPlan) -> None:
     """Carry a removal plan out.
 
     Raises:
-        StoreError: The disk refused; what is left can be removed by running it again.
+        StoreError: The disk refused; the same plan can be carried out again.
     """
     with disk_errors("removing a model", layout.home):
         for record in plan.refs:
-            path = layout.ref(record.key, record.channel)
-            path.unlink(missing_ok=True)
-            fsync_directory(path.parent)
-            if not any(path.parent.iterdir()):
-                path.parent.rmdir()
+            _remove_ref(layout.ref(record.key, record.channel))
         for directory in plan.snapshots:
             # Not complete any more before anything in it goes, so no reader trusts a half-removed directory.
             (directory / ".complete").unlink(missing_ok=True)
-            fsync_directory(directory)
-            shutil.rmtree(directory)
+            _remove_tree(directory)
         for blob in plan.blobs:
             blob.unlink(missing_ok=True)
         for partial in plan.partials:
-            shutil.rmtree(partial)
+            _remove_tree(partial)
+
+
+def _remove_ref(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    if path.parent.is_dir():
+        fsync_directory(path.parent)
+        if not any(path.parent.iterdir()):
+            path.parent.rmdir()
+
+
+def _remove_tree(directory: Path) -> None:
+    if directory.is_dir():
+        fsync_directory(directory)
+        shutil.rmtree(directory)
 
 
 def allocated_bytes(directory: Path) -> int:

@@ -1,7 +1,8 @@
 """A pull that is cut short at its n-th change of the disk, in a process of its own; run by test_faults.py.
 
 ``python tests/store/faults.py MODE PINS FOLDER STRIDE`` tries every change in turn (every second one for a stride
-of 2, and so on) and prints one JSON line for each: what the cut process said, what was wrong with the cache right after it, and what the next pull made of it.
+of 2, and so on) and prints one JSON line for each: what the cut process said, what was wrong with the cache right
+after it, and what the next pull made of it.
 Modes: ``kill`` (the process is gone), ``power`` (what was not synced is lost too, and the host was restarted),
 or the name of an errno (the call fails). The processes are forked, one for the cut and one for what follows.
 """
