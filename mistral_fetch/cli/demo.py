@@ -106,7 +106,7 @@ def _publish(published: Path) -> Publication:
 
 
 def _seeder_arguments(made: Publication, published: Path) -> Sequence[str]:
-    return ("seeder", "--torrent", str(made.torrent_path), "--dir", str(published))
+    return ("seeder", "--torrent", str(made.torrent_path), "--dir", str(published / NAME))
 
 
 @contextmanager
