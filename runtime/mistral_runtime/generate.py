@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import resource
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,6 +14,7 @@ from mistral_runtime.device import dtype_name
 from mistral_runtime.engine import Request
 from mistral_runtime.errors import BadRequest, Interrupted
 from mistral_runtime.interrupts import Interrupts
+from mistral_runtime.machine import peak_resident_bytes
 from mistral_runtime.prompt import ChatTemplate, Message
 from mistral_runtime.sampling import SamplingParams
 from mistral_runtime.session import (
@@ -141,12 +140,6 @@ def timing_line(answer: Answer) -> str:
         f"done: {answer.generated_tokens} tokens ({answer.finish_reason}) · prompt of {answer.prompt_tokens} in "
         f"{answer.prefill_seconds:.2f} s" + ("" if rate is None else f" · {rate:.1f} tokens/s")
     )
-
-
-def peak_resident_bytes() -> int:
-    """Return this process's largest resident size, mapped weights included."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # Linux counts in KiB
 
 
 def _ignore(_text: str) -> None:

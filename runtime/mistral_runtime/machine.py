@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import math
 import os
+import resource
+import sys
 from pathlib import Path
 
 _NO_LIMIT = 1 << 60  # version 1 says "no limit" with a number near 2^63
@@ -37,6 +39,18 @@ def usable_cores(root: Path = Path("/")) -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quotas = [quota for folder in _group_folders(root, "cpu") if (quota := _quota(folder)) is not None]
     return max(1, min([cores, *(math.ceil(quota) for quota in quotas)]))
+
+
+def peak_resident_bytes(root: Path = Path("/")) -> int:
+    """Return this process's largest resident size, mapped files included.
+
+    From VmHWM where there is one: what getrusage reports may stem from the program that started this one.
+    """
+    for line in _read(root / "proc/self/status").splitlines():
+        if line.startswith("VmHWM:"):
+            return int(line.split()[1]) * 1024
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024  # elsewhere it counts in KiB
 
 
 def _mem_available(root: Path) -> int | None:

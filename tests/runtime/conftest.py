@@ -149,7 +149,7 @@ def write_huggingface(directory: Path, weights: dict[str, Tensor], config: Model
     renamed = to_huggingface(weights, config)
     names = sorted(renamed)
     halves = (names[: len(names) // 2], names[len(names) // 2 :])
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, half in enumerate(halves, start=1):
         shard = f"model-0000{number}-of-00002.safetensors"
         save_file({name: renamed[name].contiguous() for name in half}, directory / shard, metadata={"format": "pt"})

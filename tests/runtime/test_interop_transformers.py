@@ -77,7 +77,7 @@ def _largest_difference(model: Transformer, oracle: Any, config: ModelConfig) ->
         expected = oracle(tokens).logits
         for chunk in (length, 5, 1):
             cache = model.new_cache(length)
-            logits = torch.cat([model(part, cache) for part in tokens.split(chunk, dim=1)], dim=1)
+            logits = torch.cat([model(part, cache) for part in torch.split(tokens, chunk, dim=1)], dim=1)
             worst = max(worst, float((logits - expected).abs().max()))
     return worst
 

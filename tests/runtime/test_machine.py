@@ -11,7 +11,7 @@ import torch
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.device import Compute, MemoryPlan, choose_device, choose_dtype, choose_threads, plan_memory
 from mistral_runtime.errors import DeviceUnavailable, NotEnoughMemory
-from mistral_runtime.machine import available_memory, usable_cores
+from mistral_runtime.machine import available_memory, peak_resident_bytes, usable_cores
 
 GIB = 1 << 30
 
@@ -79,6 +79,14 @@ def test_absence_of_a_limit_is_no_limit(tmp_path: Path) -> None:
         "sys/fs/cgroup/memory/app/memory.usage_in_bytes": "0\n",
     }
     assert available_memory(_machine(tmp_path, V1 | files)) == 8 * GIB
+
+
+def test_peak_memory_is_this_program_s_own(tmp_path: Path) -> None:
+    assert (
+        peak_resident_bytes(_machine(tmp_path, {"proc/self/status": "VmPeak: 9 kB\nVmHWM:\t  1234 kB\n"}))
+        == 1234 * 1024
+    )
+    assert 10**7 < peak_resident_bytes(tmp_path / "nothing") < 10**12
 
 
 def test_memory_is_unknown_where_nothing_tells(tmp_path: Path) -> None:

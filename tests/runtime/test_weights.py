@@ -257,7 +257,7 @@ def test_a_few_bytes_posing_as_a_large_tensor_are_refused(tmp_path: Path, write_
 
 
 @pytest.mark.parametrize("keep", [0, 1, 100, 0.5, -1])
-def test_truncated_pth_is_refused(keep: float, tmp_path: Path, write_snapshot: WriteSnapshot) -> None:
+def test_truncated_pth_is_refused(keep: Any, tmp_path: Path, write_snapshot: WriteSnapshot) -> None:
     write_snapshot(tmp_path)
     path = tmp_path / "consolidated.00.pth"
     data = path.read_bytes()
