@@ -174,7 +174,7 @@ def _ask(front: FrontEnd, interpreter: Any, directory: Path) -> list[dict[str, s
 
 
 def _summary(results: dict[str, Any], seconds: float) -> str:
-    size, content = format_size(results["size"]), results["http"]["content_digest"].partition(":")[2][:16]
+    size, content = format_size(results["size"]), results["http"]["content_digest"][:16]
     return "\n".join(
         [
             "",
