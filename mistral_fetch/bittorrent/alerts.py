@@ -13,12 +13,13 @@ import libtorrent as lt
 from mistral_fetch.bittorrent.peers import format_peer
 
 Category = lt.alert.category_t
-# Peer alerts carry the bans; block alerts tell who sent what and are switched on only while it matters.
+# Peer alerts carry the bans; block alerts tell who sent what, and are switched on only when it is in doubt.
 ALERT_MASK = (
     Category.error_notification
     | Category.status_notification
     | Category.storage_notification
     | Category.peer_notification
+    | Category.connect_notification
     | Category.piece_progress_notification
 )
 BLOCK_ALERTS = Category.block_progress_notification
@@ -29,6 +30,14 @@ class BlockReceived:
     """A peer sent a block of a piece."""
 
     piece: int
+    block: int
+    address: str
+
+
+@dataclass(frozen=True)
+class PeerConnected:
+    """A peer may send something from now on."""
+
     address: str
 
 
@@ -78,6 +87,11 @@ class TorrentFailed:
 
 
 @dataclass(frozen=True)
+class Finished:
+    """Every wanted piece is there."""
+
+
+@dataclass(frozen=True)
 class CacheFlushed:
     """Everything received so far was handed to the operating system."""
 
@@ -96,12 +110,14 @@ class TorrentRemoved:
 
 Alert = (
     BlockReceived
+    | PeerConnected
     | PiecePassed
     | PieceFailed
     | PeerBanned
     | WebSeedFailed
     | DiskFailed
     | TorrentFailed
+    | Finished
     | CacheFlushed
     | ResumeSaved
     | TorrentRemoved
@@ -116,9 +132,11 @@ def drain(session: lt.session) -> list[Alert]:
 def _copy(alert: lt.alert) -> Iterator[Alert]:
     # The most frequent first: at full speed there are thousands of blocks a second.
     if isinstance(alert, lt.block_finished_alert):
-        yield BlockReceived(alert.piece_index, format_peer(alert.endpoint))
+        yield BlockReceived(alert.piece_index, alert.block_index, format_peer(alert.endpoint))
     elif isinstance(alert, lt.piece_finished_alert):
         yield PiecePassed(alert.piece_index)
+    elif isinstance(alert, lt.peer_connect_alert):
+        yield PeerConnected(format_peer(alert.endpoint))
     elif isinstance(alert, lt.hash_failed_alert):
         yield PieceFailed(alert.piece_index)
     elif isinstance(alert, lt.peer_ban_alert):
@@ -129,6 +147,8 @@ def _copy(alert: lt.alert) -> Iterator[Alert]:
         yield DiskFailed(alert.filename(), _errno(alert.error), alert.error.message())
     elif isinstance(alert, lt.torrent_error_alert):
         yield TorrentFailed(alert.error.message())
+    elif isinstance(alert, lt.torrent_finished_alert):
+        yield Finished()
     elif isinstance(alert, lt.cache_flushed_alert):
         yield CacheFlushed()
     elif isinstance(alert, lt.save_resume_data_alert):

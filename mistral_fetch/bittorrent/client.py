@@ -1,7 +1,7 @@
 """One running torrent: libtorrent's session and handle behind plain methods and values.
 
 Owns what libtorrent is told: where bytes go, which files are wanted, what may be trusted. Knows nothing of
-partials, timeouts or what to do when a peer lies; :mod:`mistral_fetch.sources.swarm` decides that.
+partials, timeouts or what to do when a peer lies; :mod:`mistral_fetch.bittorrent.transfer` decides that.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def open_session(settings: SwarmSettings, looks_around: bool) -> lt.session:
     """
     # With named peers alone, who connects to us can only be one of them again, from a port we did not ban.
     incoming = looks_around if settings.incoming is None else settings.incoming
-    pack: Any = {**session_settings(settings, incoming=incoming), "alert_mask": ALERT_MASK | BLOCK_ALERTS}
+    pack: Any = {**session_settings(settings, incoming=incoming), "alert_mask": ALERT_MASK}
     return lt.session(pack)
 
 
@@ -181,6 +181,11 @@ class Download:
             self._session.remove_torrent(self._handle)
         self._handle = None
         self._session = None
+
+    def watch_blocks(self) -> None:
+        """Tell of every block from now on, not only of pieces."""
+        pack: Any = {"alert_mask": ALERT_MASK | BLOCK_ALERTS}
+        self._running_session.apply_settings(pack)
 
     def block(self, host: str) -> None:
         """Refuse every connection to and from a host, whatever its port."""

@@ -21,7 +21,7 @@ from mistral_fetch.units import KIB, MIB
 MAX_TORRENT_BYTES = 32 * MIB
 MAX_PIECE_COUNT = 1 << 21  # also libtorrent's own limit
 MAX_PIECE_LENGTH = 512 * MIB
-V2_BLOCK_LENGTH = 16 * KIB
+BLOCK_LENGTH = 16 * KIB
 MAX_ADDRESSES = 100
 _TRACKER_SCHEMES = ("http://", "https://", "udp://")
 _WEB_SEED_SCHEMES = ("http://", "https://")
@@ -45,13 +45,17 @@ class TorrentFile:
 
 @dataclass(frozen=True)
 class Metainfo:
-    """A torrent whose names, sizes and counts were validated. ``data`` is the whole file as it came."""
+    """A torrent whose names, sizes and counts were validated.
+
+    ``total_length`` is that of the address space, pad files included; ``data`` is the whole file as it came.
+    """
 
     name: str
     info_hash_v1: str | None
     info_hash_v2: str | None
     piece_length: int
     piece_count: int
+    total_length: int
     files: tuple[TorrentFile, ...]
     trackers: tuple[str, ...] = ()
     web_seeds: tuple[str, ...] = ()
@@ -72,6 +76,11 @@ class Metainfo:
         """Return what a piece must hash to, as ``sha1:…``, or a plain word where only the v2 tree knows it."""
         digest = self.v1_pieces[20 * piece : 20 * piece + 20]
         return f"sha1:{digest.hex()}" if digest else "its node in the v2 hash tree"
+
+    def blocks_in_piece(self, piece: int) -> int:
+        """Return how many 16 KiB blocks, the unit asked of a peer, a piece has."""
+        length = min(self.piece_length, self.total_length - piece * self.piece_length)
+        return -(-length // BLOCK_LENGTH)
 
     def files_in_piece(self, piece: int) -> list[TorrentFile]:
         """Return the files that have bytes in a piece."""
@@ -152,6 +161,7 @@ class _Reader:
             info_hash_v2=hashlib.sha256(self._raw).hexdigest() if self._has_v2 else None,
             piece_length=piece_length,
             piece_count=self._piece_count(total, piece_length),
+            total_length=total,
             files=files,
             trackers=_addresses(_tracker_values(torrent), _TRACKER_SCHEMES),
             web_seeds=_addresses(_web_seed_values(torrent), _WEB_SEED_SCHEMES),
@@ -168,7 +178,7 @@ class _Reader:
         length = _integer(self._info.get(b"piece length"), "the piece length")
         if not 0 < length <= MAX_PIECE_LENGTH:
             raise unsafe(f"a piece length up to {MAX_PIECE_LENGTH}", str(length))
-        if self._has_v2 and (length < V2_BLOCK_LENGTH or length & (length - 1)):
+        if self._has_v2 and (length < BLOCK_LENGTH or length & (length - 1)):
             raise unsafe("a power of two from 16 KiB as piece length (BEP 52)", str(length))
         return length
 
