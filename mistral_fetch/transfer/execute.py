@@ -20,6 +20,7 @@ from mistral_fetch.errors import (
     AllSourcesFailed,
     DigestMismatch,
     Interrupted,
+    MirrorError,
     MistralFetchError,
     StoreError,
     UsageError,
@@ -37,6 +38,8 @@ from mistral_fetch.events import (
 )
 from mistral_fetch.manifest import FileEntry, Manifest, PieceHashes
 from mistral_fetch.sources.base import Source, StopSignal, Target
+from mistral_fetch.sources.failover import mirror_urls
+from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
 from mistral_fetch.store.blobs import commit_partial, find_blob
 from mistral_fetch.store.durable import disk_errors
 from mistral_fetch.store.layout import Layout
@@ -45,7 +48,7 @@ from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
 from mistral_fetch.transfer.offer import Offer, partial_key
 from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, plan_transfer
 
-# How often a file may turn out wrong as a whole and be fetched anew before the source is given up.
+# How often a file may turn out wrong as a whole before a source that has no other mirror for it is given up.
 MAX_WHOLE_FILE_FAILURES = 2
 
 
@@ -61,13 +64,15 @@ class Acquired:
 
 @dataclass
 class _Work:
-    """One file on its way: its partial, and what it became."""
+    """One file on its way: its partial, and what it became. ``asked`` is the entry without mirrors that lied."""
 
     entry: FileEntry
+    asked: FileEntry
     partial: Partial
     blob: CommittedBlob | None = None
     assurance: Assurance = Assurance.SIZE
     failures: int = 0
+    is_from_one_round: bool = True
 
 
 def execute_offer(
@@ -120,9 +125,10 @@ def execute_offer(
 
 def _open_work(layout: Layout, offer: Offer, entry: FileEntry) -> _Work:
     partial = Partial(layout.partial(partial_key(offer, entry)), entry.size or 0, entry.pieces)
-    work = _Work(entry, partial)
+    work = _Work(entry, entry, partial)
     committed = partial.committed
-    if committed is not None and find_blob(layout, committed.sha256, committed.size):
+    is_ours = committed is not None and committed.size == entry.size and entry.sha256 in {None, committed.sha256}
+    if committed is not None and is_ours and find_blob(layout, committed.sha256, committed.size):
         work.blob, work.assurance = committed, max(entry.assurance, _source_assurance(offer, entry))
     elif entry.sha256 and find_blob(layout, entry.sha256, entry.size or 0):
         pieces = entry.pieces or PieceHashes(0, ())
@@ -179,7 +185,9 @@ def _obtain_from(
     """Fetch every missing file from one source, and again what turned out wrong as a whole."""
     while missing := [item for item in work if item.blob is None]:
         check_assurance(tuple(item.entry for item in missing), source.assurance, floor)
-        source.fetch([Target(item.entry, item.partial) for item in missing], ledger.report, stop)
+        for item in missing:
+            item.is_from_one_round = not item.partial.present
+        source.fetch([Target(item.asked, item.partial) for item in missing], ledger.report, stop)
         for item in missing:
             _commit(layout, source, item, ledger, stop)
 
@@ -189,24 +197,49 @@ def _commit(layout: Layout, source: Source, item: _Work, ledger: _Ledger, stop: 
         item.blob = commit_partial(layout, item.entry, item.partial, ledger.report, stop.check)
     except DigestMismatch as error:
         item.failures += 1
-        _learn_from_mismatch(source, item, error, ledger.report)
-        if item.failures >= MAX_WHOLE_FILE_FAILURES:
-            raise
+        senders = ledger.forget_senders(item.entry.path)
+        names = ", ".join(senders) or source.label
+        goes_on = _learn_from_mismatch(item, error, senders, names, ledger.report)
+        if not goes_on and item.failures >= MAX_WHOLE_FILE_FAILURES:
+            raise DigestMismatch(f"{error.what}: {names} sent another", detail=error.detail, hint=error.hint) from error
         return
     item.assurance = max(item.entry.assurance, source.assurance)
     ledger.report(FileVerified(item.entry.path, item.blob.size, item.blob.sha256, item.assurance.label))
 
 
-def _learn_from_mismatch(source: Source, item: _Work, error: DigestMismatch, report: Report) -> None:
-    """Tell a disk that changed under us from a source that lied, and keep what is still good."""
+def _learn_from_mismatch(
+    item: _Work, error: DigestMismatch, senders: Sequence[str], names: str, report: Report
+) -> bool:
+    """Tell a disk that changed under us from a source that lied; return whether a mirror was dropped for another."""
     changed = item.partial.recheck()
     if changed:
         places = ", ".join(map(str, changed[:3]))
         report(Notice(f"{item.entry.path}: bytes on disk changed after they were written at {places}"))
-        return
+        return False
     expected, _, actual = error.detail.partition(", got ")
-    report(SourceLied(source.label, item.entry.path, "the whole file", expected.removeprefix("expected "), actual))
+    report(SourceLied(names, item.entry.path, "the whole file", expected.removeprefix("expected "), actual))
     item.partial.reset()
+    left = _without_liar(item.asked, senders) if item.is_from_one_round else None
+    item.asked = left or item.asked
+    return left is not None
+
+
+def _without_liar(entry: FileEntry, senders: Sequence[str]) -> FileEntry | None:
+    """Return the entry without the mirror that sent a wrong file, or None if there is no other mirror.
+
+    Several mirrors may have had a part in it. Then the first one asked is dropped, and the next round tells more.
+    """
+    hosts = {url: _host(url) for url in mirror_urls(entry, HTTP_SCHEMES)}
+    liar = next((host for host in hosts.values() if host in senders), None)
+    left = tuple(mirror for mirror in entry.mirrors if hosts.get(mirror.url) not in {None, liar})
+    return replace(entry, mirrors=left) if liar and left else None
+
+
+def _host(url: str) -> str | None:
+    try:
+        return host_of(url)
+    except MirrorError:
+        return None  # not an address that anything can come from
 
 
 def _pinned(manifest: Manifest, work: Sequence[_Work]) -> Manifest:
@@ -270,3 +303,7 @@ class _Ledger:
             self.sources.setdefault(event.path, set()).add(event.source)
             self.received_bytes += event.length
         self._report(event)
+
+    def forget_senders(self, path: str) -> list[str]:
+        """Return who sent the bytes of a file that are about to be discarded, and count them no longer."""
+        return sorted(self.sources.pop(path, ()))
