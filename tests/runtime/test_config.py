@@ -203,6 +203,13 @@ def test_file_that_is_not_one_json_object_is_refused(content: bytes, tmp_path: P
     assert str(caught.value).count("\n") == 2
 
 
+def test_a_key_given_twice_is_refused_though_either_value_would_do(tmp_path: Path) -> None:
+    path = tmp_path / "params.json"
+    path.write_text(json.dumps(V01_PARAMS)[:-1] + ', "sliding_window": 8}')
+    with pytest.raises(MalformedConfig, match="'sliding_window' appears twice"):
+        load_params_json(path)
+
+
 def test_real_params_json_loads_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text(json.dumps(V01_PARAMS))
     assert load_params_json(tmp_path / "params.json") == _params()

@@ -45,7 +45,7 @@ def test_version_2_group_caps_it_and_file_pages_count_as_free(tmp_path: Path) ->
 
 def test_a_parent_group_binds_too(tmp_path: Path) -> None:
     files = {
-        "sys/fs/cgroup/user/app/memory.max": "max\n",
+        "sys/fs/cgroup/user/app/memory.max": f"{2 * GIB}\n",
         "sys/fs/cgroup/user/app/memory.current": "0\n",
         "sys/fs/cgroup/user/memory.max": f"{GIB}\n",
         "sys/fs/cgroup/user/memory.current": "0\n",
