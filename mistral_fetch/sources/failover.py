@@ -6,7 +6,7 @@ from collections.abc import Collection, Sequence
 from urllib.parse import urlsplit
 
 from mistral_fetch.digest import sha256_of
-from mistral_fetch.errors import AllSourcesFailed, ExitCode, MistralFetchError
+from mistral_fetch.errors import AllSourcesFailed, MistralFetchError
 from mistral_fetch.events import Report, SourceLied
 from mistral_fetch.manifest import FileEntry
 from mistral_fetch.sources.base import Target
@@ -40,20 +40,13 @@ def known_size(entry: FileEntry) -> int:
 def give_up(entry: FileEntry, causes: Sequence[MistralFetchError], kind: str) -> MistralFetchError:
     """Return the one error that stands for all failed addresses of a file.
 
-    A single cause speaks for itself. Several keep their common exit code, so that scripts can tell "wrong
-    bytes everywhere" (32) or "not authorised anywhere" (4) from "nothing works" (6).
+    A single cause speaks for itself.
     """
     if len(causes) == 1:
         return causes[0]
     what = f"none of the {kind}s has {entry.path}" if not causes else f"every {kind} failed for {entry.path}"
-    error = AllSourcesFailed(
-        what,
-        causes,
-        hint="run the same command again to go on, or try --via torrent (mistral-fetch show lists channels)",
-    )
-    codes = {cause.exit_code for cause in causes}
-    error.exit_code = codes.pop() if len(codes) == 1 else ExitCode.NO_SOURCE
-    return error
+    hint = "run the same command again to go on, or try --via torrent (mistral-fetch show lists channels)"
+    return AllSourcesFailed(what, causes, hint=hint)
 
 
 def report_lie(target: Target, index: int, data: memoryview, source: str, report: Report) -> None:

@@ -19,17 +19,20 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from mistral_fetch import __version__
-from mistral_fetch.errors import (
-    AccessError,
-    ConfigError,
-    MirrorError,
-    MirrorStatus,
-    MirrorTimeout,
-    MirrorUnreachable,
-    NotAModelFile,
-    OfflineRefused,
-)
+from mistral_fetch.errors import AccessError, ConfigError, MirrorError, MirrorStatus, NotAModelFile, OfflineRefused
 from mistral_fetch.sources.base import StopSignal
+from mistral_fetch.sources.mirror_errors import (
+    OTHER_WAYS,
+    broken,
+    circling,
+    compressed,
+    not_connected,
+    permanent,
+    silent,
+    too_large,
+    too_slow,
+    unreachable,
+)
 from mistral_fetch.sources.retry import RetryPolicy, retrying
 from mistral_fetch.sources.status import PassingStatus, explain_status
 from mistral_fetch.sources.urls import is_relative, next_hop, origin_of, redact, without_userinfo
@@ -146,13 +149,13 @@ class HttpClient:
             if answer.status != 200:
                 raise status_error(answer)
             if (answer.content_length or 0) > limit_bytes:
-                raise _too_large(url, limit_bytes)
+                raise too_large(url, limit_bytes)
             for chunk in answer.chunks():
                 body += chunk
                 if len(body) > limit_bytes:
-                    raise _too_large(url, limit_bytes)
+                    raise too_large(url, limit_bytes)
                 if time.monotonic() > deadline:
-                    raise _too_slow(url, self.settings.metadata_timeout_seconds)
+                    raise too_slow(url, self.settings.metadata_timeout_seconds)
         return bytes(body)
 
     def head(self, url: str, headers: Mapping[str, str] | None = None, *, only_relative: bool = False) -> Answer:
@@ -186,11 +189,7 @@ class HttpClient:
         with self._request("GET", url, headers, only_relative=False) as answer:
             encoding = answer.headers.get("content-encoding", "identity").strip().lower()
             if answer.status < 400 and encoding not in {"", "identity"}:
-                raise NotAModelFile(
-                    f"{redact(url)} sends a compressed body",
-                    detail=f"expected the bytes as they are (Accept-Encoding: identity), got {encoding[:40]!r}",
-                    hint="use another mirror; tell the operator of this one",
-                )
+                raise compressed(redact(url), encoding)
             yield answer
 
     @contextmanager
@@ -215,13 +214,7 @@ class HttpClient:
                 hop = next_hop(hop, location)
             finally:
                 response.close()
-        raise _permanent(
-            MirrorUnreachable(
-                f"{redact(url)} redirects in circles",
-                detail=f"expected an answer within {MAX_REDIRECTS} redirects, got one more",
-                hint="use another mirror",
-            )
-        )
+        raise circling(redact(url), MAX_REDIRECTS)
 
     def _send(
         self, method: str, url: str, headers: Mapping[str, str] | None, authorization: str | None
@@ -334,77 +327,18 @@ def map_httpx_error(error: Exception, url: str) -> MirrorError:
     shown = redact(url)
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     cases: tuple[tuple[Any, Any], ...] = (
-        (httpx.ConnectTimeout, lambda: _unreachable(shown, "no connection in time")),
-        ((httpx.TimeoutException), lambda: _silent(shown)),
-        ((httpx.UnsupportedProtocol, httpx.InvalidURL), lambda: _permanent(_unreachable(shown, reason))),
-        ((httpx.ConnectError, ssl.SSLError), lambda: _not_connected(shown, reason, error)),
-        (httpx.ProxyError, lambda: _unreachable(shown, f"the proxy failed: {reason}")),
-        ((httpx.NetworkError, httpx.RemoteProtocolError), lambda: _broken(shown, reason)),
-        (httpx.TooManyRedirects, lambda: _permanent(_unreachable(shown, reason))),
-        (httpx.DecodingError, lambda: NotAModelFile(f"{shown} sends a broken body", detail=reason, hint=_OTHER)),
-        ((httpx.HTTPError, httpx.CookieConflict, httpx.StreamError), lambda: _broken(shown, reason)),
+        (httpx.ConnectTimeout, lambda: unreachable(shown, "no connection in time")),
+        ((httpx.TimeoutException), lambda: silent(shown)),
+        ((httpx.UnsupportedProtocol, httpx.InvalidURL), lambda: permanent(unreachable(shown, reason))),
+        ((httpx.ConnectError, ssl.SSLError), lambda: not_connected(shown, reason, error)),
+        (httpx.ProxyError, lambda: unreachable(shown, f"the proxy failed: {reason}")),
+        ((httpx.NetworkError, httpx.RemoteProtocolError), lambda: broken(shown, reason)),
+        (httpx.TooManyRedirects, lambda: permanent(unreachable(shown, reason))),
+        (httpx.DecodingError, lambda: NotAModelFile(f"{shown} sends a broken body", detail=reason, hint=OTHER_WAYS)),
+        ((httpx.HTTPError, httpx.CookieConflict, httpx.StreamError), lambda: broken(shown, reason)),
     )
     for kinds, build in cases:
         if isinstance(error, kinds):
             mapped: MirrorError = build()
             return mapped
     raise TypeError(f"not an exception of httpx: {error!r}")
-
-
-_OTHER = "check the network (mistral-fetch doctor), or use another mirror or --via torrent"
-
-
-def _unreachable(shown: str, reason: str) -> MirrorUnreachable:
-    return MirrorUnreachable(f"cannot reach {shown}", detail=f"expected a connection, got: {reason}", hint=_OTHER)
-
-
-def _silent(shown: str) -> MirrorTimeout:
-    return MirrorTimeout(
-        f"{shown} stopped answering",
-        detail="expected bytes, got none within the time limit",
-        hint="run the same command again to go on; MISTRAL_FETCH_READ_TIMEOUT raises the limit",
-    )
-
-
-def _broken(shown: str, reason: str) -> MirrorUnreachable:
-    return MirrorUnreachable(
-        f"the connection to {shown} broke",
-        detail=f"expected the whole answer, got: {reason}",
-        hint="run the same command again to go on",
-    )
-
-
-def _not_connected(shown: str, reason: str, error: BaseException) -> MirrorUnreachable:
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return _permanent(
-                MirrorUnreachable(
-                    f"{shown} shows a certificate that is not trusted",
-                    detail=f"expected one that a known authority signed, got: {reason}",
-                    hint="behind a company proxy, set SSL_CERT_FILE to its CA bundle; else do not use this mirror",
-                )
-            )
-        cause = cause.__cause__ or cause.__context__
-    return _unreachable(shown, reason)
-
-
-def _permanent(error: MirrorUnreachable) -> MirrorUnreachable:
-    error.is_permanent = True
-    return error
-
-
-def _too_large(url: str, limit_bytes: int) -> NotAModelFile:
-    return NotAModelFile(
-        f"{redact(url)} is too large to be what it should be",
-        detail=f"expected at most {limit_bytes} bytes, got more",
-        hint="check the address",
-    )
-
-
-def _too_slow(url: str, seconds: float) -> MirrorTimeout:
-    return MirrorTimeout(
-        f"{redact(url)} answers too slowly",
-        detail=f"expected the whole answer within {seconds:.0f} seconds",
-        hint="run the same command again, or use another mirror",
-    )

@@ -112,6 +112,7 @@ def test_unpinned_bytes_of_two_mirrors_are_never_mixed(
     mirror.script(NAME, [Fault(wrong_bytes_at=(1,), end_at=4 * PIECE), Fault(status=404)])
     download.run(mirror, honest)
     download.assert_complete()
+    assert [request.range for request in honest.requests()] == [""]
 
 
 def test_unpinned_and_unnamed_versions_are_fetched_from_the_start(download: Download, mirror: MirrorSimulator) -> None:
