@@ -25,6 +25,7 @@ import re
 import signal
 import socket
 import socketserver
+import ssl
 import struct
 import sys
 import threading
@@ -58,6 +59,7 @@ class MirrorSimulator:
         files: Content by path, or a directory to serve.
         listen: Address and port; port 0 takes a free one.
         rate_bytes_per_second: How fast each answer is sent; None for as fast as it goes.
+        tls: Speak https with this context.
         send_buffer_bytes: The size of the sockets' send buffers, so that tests know what may be in flight.
     """
 
@@ -67,10 +69,12 @@ class MirrorSimulator:
         listen: tuple[str, int] = ("127.0.0.1", 0),
         *,
         rate_bytes_per_second: float | None = None,
+        tls: ssl.SSLContext | None = None,
         send_buffer_bytes: int | None = None,
     ) -> None:
         self.files: dict[str, bytes] | Path = files if isinstance(files, Path) else dict(files)
         self.rate_bytes_per_second = rate_bytes_per_second
+        self.tls = tls
         self.send_buffer_bytes = send_buffer_bytes
         self.served: list[ServedRequest] = []
         self.connections_made: list[tuple[str, int]] = []
@@ -105,7 +109,7 @@ class MirrorSimulator:
     def base_url(self) -> str:
         """Return the address of the root, without a slash at its end."""
         host, port = self.address
-        return f"http://{host}:{port}"
+        return f"{'https' if self.tls else 'http'}://{host}:{port}"
 
     def url(self, path: str) -> str:
         """Return the address of a file."""
@@ -183,6 +187,9 @@ class _Server(ThreadingHTTPServer):
         super().__init__(listen, _Handler)
         if simulator.send_buffer_bytes is not None:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, simulator.send_buffer_bytes)
+        if simulator.tls is not None:
+            # The handshake waits for the connection's own thread, so that one client cannot hold up the others.
+            self.socket = simulator.tls.wrap_socket(self.socket, server_side=True, do_handshake_on_connect=False)
 
     def server_bind(self) -> None:
         # Not HTTPServer's own: that one asks the name service who we are.
@@ -206,7 +213,7 @@ class _Server(ThreadingHTTPServer):
 
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing about clients that hung up; anything else is a defect and is shown."""
-        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError)):
+        if not isinstance(sys.exc_info()[1], (ConnectionError, TimeoutError, ssl.SSLError)):
             super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
