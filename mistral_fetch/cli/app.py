@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from typing import Annotated, Any
 
 import typer
 
 from mistral_fetch import __version__
 from mistral_fetch.cli import cache, demo, doctor, fetch, publish, show
+from mistral_fetch.cli.options import show_error
+from mistral_fetch.errors import ExitCode, UsageError
 
 _EPILOG = "Documentation: docs/ in the source. Exit codes: docs/exit-codes.md."
+
+# Typer brings its own click from 0.26 on and shared one before; this is the UsageError of either.
+_ClickUsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
 app = typer.Typer(
     name="mistral-fetch",
@@ -19,7 +25,7 @@ app = typer.Typer(
     add_completion=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 
@@ -43,8 +49,25 @@ for group in (fetch, cache, show, publish, doctor, demo):
 
 
 def main() -> None:
-    """Run the command line."""
-    app()
+    """Run the command line; errors in it look like all others, so that scripts need to know one form only."""
+    try:
+        code = app(prog_name="mistral-fetch", standalone_mode=False)
+    except _ClickUsageError as error:
+        code = int(ExitCode.USAGE)
+        if len(sys.argv) == 1:
+            print(error, file=sys.stderr)  # without arguments the "error" is the help text
+        else:
+            show_error(_usage_error(error), is_json="--json" in sys.argv)
+    sys.exit(code)
+
+
+def _usage_error(error: Any) -> UsageError:
+    context = error.ctx
+    usage = context.get_usage().removeprefix("Usage: ") if context else "mistral-fetch [OPTIONS] COMMAND"
+    command = context.command_path if context else "mistral-fetch"
+    return UsageError(
+        error.format_message().removesuffix("."), detail=f"expected: {usage}", hint=f"type: {command} --help"
+    )
 
 
 if __name__ == "__main__":

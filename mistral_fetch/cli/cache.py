@@ -29,12 +29,13 @@ def register(app: typer.Typer) -> None:
 
 def verify(
     front: FrontEnd,
-    refs: Annotated[list[str] | None, typer.Argument(metavar="[REF...]", help="Default: every model.")] = None,
+    refs: Annotated[list[str] | None, typer.Argument(metavar="REF...", help="Default: every model.")] = None,
     manifest: Annotated[
         str | None, typer.Option("--manifest", metavar="FILE", help="For a directory: the .meta4 to check it against.")
     ] = None,
 ) -> int:
     """Hash every byte of models again, offline, and name the ranges that are wrong."""
+    from mistral_fetch.cli.render import count
     from mistral_fetch.sources.base import StopSignal
     from mistral_fetch.store.verify import verify_directory
 
@@ -76,12 +77,11 @@ def verify(
     }
     lines = [f"{name}: {verdict.path}: {verdict.problem}" for name, verdict in bad]
     if bad:
-        lines.append(
-            f"{len(bad)} files are wrong; get them anew with: mistral-fetch rm REF, then mistral-fetch pull REF"
-        )
+        wrong = count(len(bad), "file") + (" is wrong" if len(bad) == 1 else " are wrong")
+        lines.append(f"{wrong}; get them anew with: mistral-fetch rm REF, then mistral-fetch pull REF")
     else:
-        count = sum(len(verdicts) for _, _, verdicts in checked)
-        lines.append(f"{count} files, {format_size(total)}: every byte is right ({format_duration(seconds)})")
+        files = count(sum(len(verdicts) for _, _, verdicts in checked), "file")
+        lines.append(f"{files}, {format_size(total)}: every byte is right ({format_duration(seconds)})")
     front.result(fields, "\n".join(lines))
     return int(ExitCode.INTEGRITY if bad else ExitCode.OK)
 
@@ -242,6 +242,7 @@ def remove(
         freed += plan.freed_bytes
         plans.append(plan)
     doomed = [str(item) for plan in plans for item in (*plan.snapshots, *plan.blobs, *plan.partials)]
-    verb = "would free" if dry_run else "freed"
-    front.result({"freed_bytes": freed, "deleted": doomed, "dry_run": dry_run}, f"{verb} {format_size(freed)}")
+    text = [f"would delete {path}" for path in doomed] if dry_run else []
+    text.append(f"{'would free' if dry_run else 'freed'} {format_size(freed)}")
+    front.result({"freed_bytes": freed, "deleted": doomed, "dry_run": dry_run}, "\n".join(text))
     return 0

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from mistral_fetch.cli.options import FrontEnd, command
+from mistral_fetch.cli.options import FrontEnd, command, write_out
 from mistral_fetch.errors import IntegrityError, LaunchError, UsageError
 from mistral_fetch.units import format_duration, format_size
 
@@ -150,26 +150,22 @@ def _pull(front: FrontEnd, home: Path, ref: str, *, via: str, peers: tuple[str, 
 
 def _ask(front: FrontEnd, interpreter: Any, directory: Path) -> list[dict[str, str]]:
     """Let the runtime answer; in JSON mode its answers are collected, otherwise they are the output."""
-    from mistral_fetch.launch.process import capture_runtime, run_runtime
+    from mistral_fetch.launch.process import capture_runtime, explained_failure, run_runtime
 
     front.note("Starting the bundled runtime on what was verified:")
     answers = []
     for question in QUESTIONS:
         options = ["--temperature=0", "--max-tokens=160", "--quiet"]
         if front.is_json:
-            text = json.loads(
-                capture_runtime(interpreter, "generate", [*options, "--json"], [str(directory), question])
-            )
-            answers.append({"question": question, "answer": str(text["text"]).strip()})
+            code, output = capture_runtime(interpreter, "generate", [*options, "--json"], [str(directory), question])
+            if code:
+                raise explained_failure(code)
+            answers.append({"question": question, "answer": str(json.loads(output)["text"]).strip()})
             continue
-        print(f"\n> {question}", flush=True)
+        write_out(f"\n> {question}")
         code = run_runtime(interpreter, "generate", options, [str(directory), question])
         if code:
-            raise LaunchError(
-                f"the runtime ended with exit code {code}",
-                detail="expected an answer",
-                hint="see its message above; mistral-fetch doctor explains this machine",
-            )
+            raise explained_failure(code)
     return answers
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals
+from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals, write_out
 from mistral_fetch.errors import NotFoundError, UsageError
 from mistral_fetch.ref import DirectoryRef, parse_ref
 from mistral_fetch.units import format_size
@@ -75,25 +75,39 @@ def run(
     front: FrontEnd,
     ref: RefArgument,
     prompt: Annotated[
-        str | None, typer.Argument(metavar="[PROMPT]", help="The prompt; - or nothing reads standard input.")
+        str | None, typer.Argument(metavar="PROMPT", help="The prompt; - or nothing reads standard input.")
     ] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Most tokens to generate.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="0 always takes the likeliest.")] = None,
-    top_p: Annotated[float | None, typer.Option("--top-p", help="Keep the likeliest tokens up to this mass.")] = None,
-    top_k: Annotated[int | None, typer.Option("--top-k", help="Keep this many tokens.")] = None,
-    min_p: Annotated[float | None, typer.Option("--min-p", help="Drop tokens below this share of the best.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", "-n", metavar="N", help="Most tokens to generate.")
+    ] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", metavar="T", help="0 always takes the likeliest.")
+    ] = None,
+    top_p: Annotated[
+        float | None, typer.Option("--top-p", metavar="P", help="Keep the likeliest tokens up to this mass.")
+    ] = None,
+    top_k: Annotated[int | None, typer.Option("--top-k", metavar="K", help="Keep this many tokens.")] = None,
+    min_p: Annotated[
+        float | None, typer.Option("--min-p", metavar="P", help="Drop tokens below this share of the best.")
+    ] = None,
     repetition_penalty: Annotated[
-        float | None, typer.Option("--repetition-penalty", help="Above 1 makes repeats less likely.")
+        float | None, typer.Option("--repetition-penalty", metavar="R", help="Above 1 makes repeats less likely.")
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")] = None,
-    stop: Annotated[list[str] | None, typer.Option("--stop", help="Stop before this text; may be repeated.")] = None,
-    system: Annotated[str | None, typer.Option("--system", help="A system prompt for instruct models.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same text.")] = None,
+    stop: Annotated[
+        list[str] | None, typer.Option("--stop", metavar="TEXT", help="Stop before this text; may be repeated.")
+    ] = None,
+    system: Annotated[
+        str | None, typer.Option("--system", metavar="TEXT", help="A system prompt for instruct models.")
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Give an instruct model the prompt as it is.")] = False,
-    chat_template: Annotated[str | None, typer.Option("--chat-template", help="v1, v3, demo or none.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, mps or xpu.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", help="auto, bfloat16 or float32.")] = None,
-    context: Annotated[int | None, typer.Option("--context", help="Positions to make room for.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.")] = None,
+    chat_template: Annotated[
+        str | None, typer.Option("--chat-template", metavar="NAME", help="v1, v3, demo or none.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, mps or xpu.")] = None,
+    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="auto, bfloat16 or float32.")] = None,
+    context: Annotated[int | None, typer.Option("--context", metavar="N", help="Positions to make room for.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
 ) -> int:
     """Fetch a model if it is missing, verify it, and generate text from a prompt."""
     if prompt is None and sys.stdin.isatty():
@@ -127,15 +141,27 @@ def run(
 def chat(
     front: FrontEnd,
     ref: RefArgument,
-    system: Annotated[str | None, typer.Option("--system", help="A system prompt.")] = None,
-    temperature: Annotated[float | None, typer.Option("--temperature", help="0 always takes the likeliest.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="The same seed gives the same text.")] = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", "-n", help="Most tokens in an answer.")] = None,
-    chat_template: Annotated[str | None, typer.Option("--chat-template", help="v1, v3 or demo.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="auto, cpu, cuda, mps or xpu.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", help="CPU threads.")] = None,
+    system: Annotated[str | None, typer.Option("--system", metavar="TEXT", help="A system prompt.")] = None,
+    temperature: Annotated[
+        float | None, typer.Option("--temperature", metavar="T", help="0 always takes the likeliest.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", metavar="N", help="The same seed gives the same text.")] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", "-n", metavar="N", help="Most tokens in an answer.")
+    ] = None,
+    chat_template: Annotated[
+        str | None, typer.Option("--chat-template", metavar="NAME", help="v1, v3 or demo.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, mps or xpu.")] = None,
+    threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
 ) -> int:
     """Fetch a model if it is missing, verify it, and talk to it line by line."""
+    if front.is_json:
+        raise UsageError(
+            "a chat has no single result",
+            detail="expected chat without --json",
+            hint=f'for one answer as JSON type: mistral-fetch run {ref} "Your prompt" --json',
+        )
     options = _runtime_options(
         {
             "--system": system,
@@ -157,12 +183,19 @@ def _runtime_options(given: dict[str, Any]) -> list[str]:
 
 def _launch(front: FrontEnd, text: str, runtime_command: str, options: list[str], positionals: list[str]) -> int:
     from mistral_fetch.launch.locate import find_interpreter
-    from mistral_fetch.launch.process import run_runtime
+    from mistral_fetch.launch.process import capture_runtime, explained_failure, run_runtime
 
     # Asked before 13 GB are fetched, not after.
     interpreter = find_interpreter(front.settings.python)
     directory = _directory_of(front, text)
-    return run_runtime(interpreter, runtime_command, options, [str(directory), *positionals])
+    if not front.is_json:
+        return run_runtime(interpreter, runtime_command, options, [str(directory), *positionals])
+    # A JSON result or a JSON error, never neither: so its output is kept until it is known which.
+    code, output = capture_runtime(interpreter, runtime_command, options, [str(directory), *positionals])
+    if not output.strip():
+        raise explained_failure(code)
+    write_out(output.decode().rstrip("\n"))
+    return code
 
 
 def _directory_of(front: FrontEnd, text: str) -> Path:

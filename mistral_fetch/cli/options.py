@@ -21,14 +21,22 @@ import typer
 
 from mistral_fetch.cli.choices import ProgressMode, Via
 from mistral_fetch.config import Settings, load_settings
-from mistral_fetch.errors import ExitCode, Interrupted, MistralFetchError
+from mistral_fetch.errors import ExitCode, Interrupted, MistralFetchError, StoreNotWritable
 
 _SHARED = {
     "json": Annotated[bool, typer.Option("--json", help="Print one JSON result on standard output.")],
-    "progress": Annotated[ProgressMode, typer.Option("--progress", help="How to show progress, on standard error.")],
+    "progress": Annotated[
+        ProgressMode,
+        typer.Option(
+            "--progress",
+            help="How to show progress, on standard error (default: auto).",
+            metavar="auto|rich|plain|json|none",
+            show_default=False,
+        ),
+    ],
     "quiet": Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but the result and errors.")],
     "no_color": Annotated[bool, typer.Option("--no-color", help="No colours (also NO_COLOR).")],
-    "offline": Annotated[bool | None, typer.Option("--offline", help="Never open a socket.", show_default=False)],
+    "offline": Annotated[bool | None, typer.Option("--offline", help="Never open a socket.")],
     "home": Annotated[str | None, typer.Option("--home", help="The cache's directory.", metavar="DIR")],
 }
 _SHARED_DEFAULTS: dict[str, Any] = {
@@ -42,28 +50,30 @@ _SHARED_DEFAULTS: dict[str, Any] = {
 _TRANSFER = {
     "via": Annotated[
         Via | None,
-        typer.Option("--via", help="Sources to use: mirrors, the swarm, or what there is.", show_default="auto"),
+        typer.Option(
+            "--via",
+            help="Sources to use: mirrors, the swarm, or what there is (default: auto).",
+            metavar="auto|http|torrent",
+        ),
     ],
     "min_assurance": Annotated[
         str | None,
         typer.Option(
             "--min-assurance",
-            help="Weakest proof a file may have: size, md5, btv1, gitsha1, btv2, sha256 or signed.",
+            help="Weakest proof a file may have: size, md5, btv1, gitsha1, btv2, sha256 or signed (default: btv1).",
             metavar="LEVEL",
-            show_default="btv1",
         ),
     ],
     "peers": Annotated[
-        list[str] | None, typer.Option("--peer", help="A torrent peer to connect to.", metavar="HOST:PORT")
+        list[str] | None,
+        typer.Option("--peer", help="A torrent peer to connect to; may be repeated.", metavar="HOST:PORT"),
     ],
     "dht": Annotated[
-        bool | None, typer.Option("--dht/--no-dht", help="Look for peers in the public DHT.", show_default="no-dht")
+        bool | None, typer.Option("--dht/--no-dht", help="Look for peers in the public DHT (default: --dht).")
     ],
     "lock_timeout": Annotated[
         float | None,
-        typer.Option(
-            "--lock-timeout", help="How long to wait for another process.", metavar="SECONDS", show_default="600"
-        ),
+        typer.Option("--lock-timeout", help="How long to wait for another process (default: 600).", metavar="SECONDS"),
     ],
 }
 
@@ -81,7 +91,7 @@ class FrontEnd:
 
     def result(self, fields: Mapping[str, Any] | list[Any], text: str) -> None:
         """Print the command's result: JSON when asked for, otherwise ``text``. Nothing else goes to stdout."""
-        print(json.dumps(fields, indent=1, ensure_ascii=False) if self.is_json else text, flush=True)
+        write_out(json.dumps(fields, indent=1, ensure_ascii=False) if self.is_json else text)
 
     def note(self, text: str) -> None:
         """Print a line for people on standard error."""
@@ -117,7 +127,8 @@ def command(
         keyword_only = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own]
         run.__signature__ = inspect.Signature([*keyword_only, *added])  # type: ignore[attr-defined]
         run.__doc__ = function.__doc__
-        app.command(name, epilog=epilog or None, hidden=hidden)(run)
+        # Without a short help of its own, a command's line in the list would be cut in the middle of a sentence.
+        app.command(name, short_help=run.__doc__, epilog=epilog or None, hidden=hidden)(run)
         return run
 
     return decorate
@@ -133,14 +144,22 @@ def _run_safely(function: Callable[..., int | None], common: dict[str, Any], giv
     except KeyboardInterrupt:
         show_error(_INTERRUPTED, is_json=is_json)
         return int(ExitCode.INTERRUPTED)
-    except BrokenPipeError:
-        # The reader of our output has gone; Python would complain once more while flushing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
-    except Exception:  # noqa: BLE001 - the last line of defence; the traceback is what a bug report needs
+    except Exception as error:  # noqa: BLE001 - the last line of defence; the traceback is what a bug report needs
         traceback.print_exc()
-        print("this is a bug in mistral-fetch: please report it with the lines above", file=sys.stderr)
+        show_error(_bug(error), is_json=is_json)
         return int(ExitCode.BUG)
+
+
+class Bug(MistralFetchError):
+    """Something that nobody foresaw."""
+
+
+def _bug(error: Exception) -> Bug:
+    return Bug(
+        "this is a bug in mistral-fetch",
+        detail=f"{type(error).__name__}: {error}",
+        hint="please report it with the traceback",
+    )
 
 
 _INTERRUPTED = Interrupted(
@@ -150,12 +169,32 @@ _INTERRUPTED = Interrupted(
 )
 
 
+def write_out(text: str) -> None:
+    """Print to standard output. A reader that has gone (``| head -1``) is no failure: there is nobody to tell.
+
+    Raises:
+        StoreNotWritable: Standard output is a file that cannot be written.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        # Python would complain once more while flushing at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise StoreNotWritable(
+            "the result could not be written to standard output",
+            detail=f"expected room for it, got: {error.strerror}",
+            hint="the work itself is done; print it elsewhere",
+        ) from error
+
+
 def show_error(error: MistralFetchError, *, is_json: bool) -> None:
     """Print an error: three lines on standard error, or one JSON object on standard output."""
     what, detail, hint = error.lines()
     if is_json:
         fields = {"kind": error.kind, "what": what, "detail": detail, "hint": hint, "exit_code": int(error.exit_code)}
-        print(json.dumps({"error": fields}, ensure_ascii=False), flush=True)
+        write_out(json.dumps({"error": fields}, ensure_ascii=False))
         return
     print(f"error: {what}\n  {detail}\n  {hint}", file=sys.stderr, flush=True)
 

@@ -20,18 +20,23 @@ def publish(
     front: FrontEnd,
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="The model's files.")],
     out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Where to write.")],
-    name: Annotated[str, typer.Option("--name", help="The model's name.", show_default="the directory's")] = "",
-    version: Annotated[str, typer.Option("--model-version", help="The model's version.")] = "",
+    name: Annotated[
+        str, typer.Option("--name", metavar="NAME", help="The model's name (default: the directory's).")
+    ] = "",
+    version: Annotated[str, typer.Option("--model-version", metavar="VERSION", help="The model's version.")] = "",
     mirror: Annotated[
         list[str] | None, typer.Option("--mirror", metavar="URL", help="Where the files will be found.")
     ] = None,
     tracker: Annotated[list[str] | None, typer.Option("--tracker", metavar="URL", help="A tracker.")] = None,
     licence: Annotated[str, typer.Option("--licence", metavar="SPDX", help="The model's licence.")] = "",
-    credit: Annotated[str, typer.Option("--credit", help="The credit line to keep.")] = "",
+    credit: Annotated[str, typer.Option("--credit", metavar="TEXT", help="The credit line to keep.")] = "",
     source_url: Annotated[str, typer.Option("--source-url", metavar="URL", help="Where the model comes from.")] = "",
-    chat_template: Annotated[str, typer.Option("--chat-template", help="v1, v3, demo; none for a base model.")] = "",
+    chat_template: Annotated[
+        str, typer.Option("--chat-template", metavar="NAME", help="v1, v3, demo; none for a base model.")
+    ] = "",
 ) -> int:
     """Read a directory of weights once and write its manifest, torrents and checksums."""
+    from mistral_fetch.cli.render import count
     from mistral_fetch.manifest import ModelInfo
     from mistral_fetch.publish.build import publish as publish_directory
 
@@ -60,7 +65,7 @@ def publish(
         "size": made.size,
     }
     text = [
-        f"{made.name}: {len(made.manifest.files)} files, {format_size(made.size)}",
+        f"{made.name}: {count(len(made.manifest.files), 'file')}, {format_size(made.size)}",
         f"  {made.manifest_path}",
         f"  {made.torrent_path} (v1 {made.info_hash_v1}, v2 {made.info_hash_v2})",
         f"  {made.plain_torrent_path} (v1 {made.plain_info_hash}, for clients without v2)",

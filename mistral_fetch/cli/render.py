@@ -208,6 +208,11 @@ def _print(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def count(number: int, noun: str) -> str:
+    """Return ``1 file`` or ``2 files``."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 def table(headings: list[str], rows: list[list[str]]) -> str:
     """Return rows as aligned columns of plain text."""
     widths = [max(len(cell) for cell in column) for column in zip(headings, *rows, strict=True)]

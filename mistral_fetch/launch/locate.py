@@ -65,7 +65,11 @@ def runtime_package() -> Path:
 
 def _probe(executable: str) -> list[str]:
     """Ask another interpreter which of the modules it lacks, without importing them there."""
-    program = "import importlib.util, sys; print(*[n for n in sys.argv[1:] if importlib.util.find_spec(n) is None])"
+    # Without the current directory: a torch.py in it is not PyTorch.
+    program = (
+        "import sys; sys.path[:] = [entry for entry in sys.path if entry]; import importlib.util;"
+        "print(*[name for name in sys.argv[1:] if importlib.util.find_spec(name) is None])"
+    )
     try:
         answer = subprocess.run(
             [executable, "-c", program, *REQUIRED_MODULES],

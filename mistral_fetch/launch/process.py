@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 
@@ -13,7 +13,7 @@ from mistral_fetch.errors import ExitCode, RuntimeFailed
 from mistral_fetch.launch.cpu import usable_threads
 from mistral_fetch.launch.locate import Interpreter
 
-_FORWARDED = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+_FORWARDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 # What ``python -m mistral_runtime`` would do, minus two dangers: the current directory is no place to import
 # from (it may hold a hostile torch.py), and another interpreter must not see our site-packages, only the
@@ -56,37 +56,41 @@ def runtime_environment(base: Mapping[str, str]) -> dict[str, str]:
 def run_runtime(interpreter: Interpreter, command: str, options: Sequence[str], positionals: Sequence[str]) -> int:
     """Run the runtime's ``COMMAND [OPTIONS] -- SNAPSHOT …`` in the foreground and return its exit code.
 
-    Standard streams are the runtime's own. Ctrl-C reaches it directly from the terminal; other signals are
-    passed on. The runtime explains its own errors (exit codes in ``docs/exit-codes.md``).
+    Standard streams are the runtime's own, and signals are passed on. The runtime explains its own errors
+    (exit codes in ``docs/exit-codes.md``).
 
     Raises:
         RuntimeFailed: It could not be started, was killed by a signal, or crashed.
     """
-    process = _start(interpreter, command, options, positionals, stdout=None)
-    with _signals_passed_to(process):
+    with _signals_passed_on() as follow:
+        process = follow(_start(interpreter, command, options, positionals, stdout=None))
         code = process.wait()
     return _explain(code)
 
 
 def capture_runtime(
     interpreter: Interpreter, command: str, options: Sequence[str], positionals: Sequence[str]
-) -> bytes:
-    """Run the runtime and return what it wrote to its standard output.
+) -> tuple[int, bytes]:
+    """Run the runtime; return its exit code and what it wrote to its standard output.
 
     Raises:
-        RuntimeFailed: See :func:`run_runtime`; also when it ended with an error that it explained itself.
+        RuntimeFailed: See :func:`run_runtime`.
     """
-    process = _start(interpreter, command, options, positionals, stdout=subprocess.PIPE)
-    with _signals_passed_to(process):
+    with _signals_passed_on() as follow:
+        process = follow(_start(interpreter, command, options, positionals, stdout=subprocess.PIPE))
         output, _ = process.communicate()
-    code = _explain(process.returncode)
-    if code:
-        raise RuntimeFailed(
-            f"the runtime ended with exit code {code}",
-            detail="expected it to finish, got the error above",
-            hint="mistral-fetch doctor explains this machine",
-        )
-    return bytes(output)
+    return _explain(process.returncode), output
+
+
+def explained_failure(code: int) -> RuntimeFailed:
+    """Return the error for a runtime that ended with a code after it had explained itself."""
+    error = RuntimeFailed(
+        f"the runtime ended with exit code {code}",
+        detail="expected it to finish, got the error above",
+        hint="see its message; mistral-fetch doctor explains this machine",
+    )
+    error.exit_code = ExitCode(code or ExitCode.RUNTIME)
+    return error
 
 
 def _start(
@@ -96,7 +100,7 @@ def _start(
     argv += [command, *options, "--", *positionals]
     try:
         return subprocess.Popen(argv, env=runtime_environment(os.environ), stdout=stdout)
-    except OSError as error:
+    except (OSError, ValueError) as error:
         raise RuntimeFailed(
             f"the runtime could not be started with {interpreter.executable}",
             detail=f"expected a program that runs, got: {error}",
@@ -105,24 +109,56 @@ def _start(
 
 
 @contextmanager
-def _signals_passed_to(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    def forward(number: int, _frame: FrameType | None) -> None:
-        process.send_signal(number)
+def _signals_passed_on() -> Iterator[Callable[[subprocess.Popen[bytes]], subprocess.Popen[bytes]]]:
+    """Pass signals to a process from the moment it is handed over; those that came before are delivered then."""
+    started: list[subprocess.Popen[bytes]] = []
+    early: list[int] = []
 
-    # The terminal sends Ctrl-C to both; the runtime decides what it means (in a chat: stop this answer).
-    previous = {signal.SIGINT: signal.signal(signal.SIGINT, lambda _number, _frame: None)}
-    previous.update({number: signal.signal(number, forward) for number in _FORWARDED})
+    def forward(number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and _terminal_tells_both():
+            return
+        if started:
+            started[0].send_signal(number)
+        else:
+            early.append(number)
+
+    def follow(process: subprocess.Popen[bytes]) -> subprocess.Popen[bytes]:
+        started.append(process)
+        for number in early:
+            process.send_signal(number)
+        return process
+
+    previous = {number: signal.signal(number, forward) for number in _FORWARDED}
     try:
-        yield
+        yield follow
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _terminal_tells_both() -> bool:
+    """Return whether Ctrl-C reaches the runtime without us: we are what the terminal has in its foreground.
+
+    Then the runtime must not hear it twice: in a chat, once stops an answer and twice leaves.
+    """
+    try:
+        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+    except OSError:
+        return False
+    try:
+        return os.tcgetpgrp(terminal) == os.getpgrp()
+    except OSError:
+        return False
+    finally:
+        os.close(terminal)
 
 
 def _explain(code: int) -> int:
     known = {ExitCode.OK, ExitCode.USAGE, ExitCode.RUNTIME, ExitCode.INTERRUPTED}
     if code in known:
         return code
+    if -code in {signal.SIGINT, signal.SIGTERM}:
+        return ExitCode.INTERRUPTED  # asked to stop before it could listen, or while it could not
     if code < 0:
         name = signal.Signals(-code).name if -code in set(signal.Signals) else f"signal {-code}"
         killed = "the system may have run out of memory" if name == "SIGKILL" else "see what it printed above"
