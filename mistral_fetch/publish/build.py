@@ -219,10 +219,15 @@ def _manifest(name: str, hashed: HashedDirectory, mirrors: Sequence[str], info: 
                 digests=(Digest("sha256", file.sha256), Digest("md5", file.md5)),
                 pieces=PieceHashes(DEFAULT_PIECE_LENGTH, file.pieces_sha256) if file.size else None,
                 mirrors=tuple(addresses),
-                torrents=(TorrentLink(torrent_url, file.path),),
+                torrents=(TorrentLink(torrent_url, _path_in_torrent(name, file.path, len(hashed.files))),),
             )
         )
     return Manifest(files=tuple(entries), info=info)
+
+
+def _path_in_torrent(name: str, path: str, file_count: int) -> str:
+    # As aria2c looks it up: below the torrent's own name, unless the file is the torrent.
+    return path if file_count == 1 and path == name else f"{name}/{path}"
 
 
 def _write(out: Path, name: str, manifest: Manifest, torrents: _Torrents) -> Publication:

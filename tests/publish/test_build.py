@@ -72,7 +72,9 @@ def test_manifest_leads_to_files_and_torrent_from_its_own_address(model, tmp_pat
     manifest = parse_metalink(published.manifest_path.read_bytes(), "https://m.example/models/mistral-tiny.meta4")
     entry = manifest.entry("nested/deep/x")
     assert [mirror.url for mirror in entry.mirrors] == ["https://m.example/models/mistral-tiny/nested/deep/x"]
-    assert [link.url for link in entry.torrents] == ["https://m.example/models/mistral-tiny.v1.torrent"]
+    [link] = entry.torrents
+    assert link.url == "https://m.example/models/mistral-tiny.v1.torrent"
+    assert link.path == "mistral-tiny/nested/deep/x"
 
 
 def test_mirrors_become_addresses_and_web_seeds(model, tmp_path):
