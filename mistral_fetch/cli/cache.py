@@ -242,7 +242,7 @@ def remove(
         freed += plan.freed_bytes
         plans.append(plan)
     doomed = [str(item) for plan in plans for item in (*plan.snapshots, *plan.blobs, *plan.partials)]
-    text = [f"would delete {path}" for path in doomed] if dry_run else []
-    text.append(f"{'would free' if dry_run else 'freed'} {format_size(freed)}")
-    front.result({"freed_bytes": freed, "deleted": doomed, "dry_run": dry_run}, "\n".join(text))
+    lines = [f"would delete {path}" for path in doomed] if dry_run else []
+    lines.append(f"{'would free' if dry_run else 'freed'} {format_size(freed)}")
+    front.result({"freed_bytes": freed, "deleted": doomed, "dry_run": dry_run}, "\n".join(lines))
     return 0
