@@ -26,12 +26,12 @@ from mistral_fetch.sources.mirror_errors import (
     broken,
     circling,
     compressed,
-    not_connected,
     permanent,
     silent,
     too_large,
     too_slow,
     unreachable,
+    untrusted,
 )
 from mistral_fetch.sources.retry import RetryPolicy, retrying
 from mistral_fetch.sources.status import PassingStatus, explain_status
@@ -330,7 +330,10 @@ def map_httpx_error(error: Exception, url: str) -> MirrorError:
         (httpx.ConnectTimeout, lambda: unreachable(shown, "no connection in time")),
         ((httpx.TimeoutException), lambda: silent(shown)),
         ((httpx.UnsupportedProtocol, httpx.InvalidURL), lambda: permanent(unreachable(shown, reason))),
-        ((httpx.ConnectError, ssl.SSLError), lambda: not_connected(shown, reason, error)),
+        (
+            (httpx.ConnectError, ssl.SSLError),
+            lambda: untrusted(shown, reason) if _is_untrusted(error) else unreachable(shown, reason),
+        ),
         (httpx.ProxyError, lambda: unreachable(shown, f"the proxy failed: {reason}")),
         ((httpx.NetworkError, httpx.RemoteProtocolError), lambda: broken(shown, reason)),
         (httpx.TooManyRedirects, lambda: permanent(unreachable(shown, reason))),
@@ -342,3 +345,13 @@ def map_httpx_error(error: Exception, url: str) -> MirrorError:
             mapped: MirrorError = build()
             return mapped
     raise TypeError(f"not an exception of httpx: {error!r}")
+
+
+def _is_untrusted(error: BaseException) -> bool:
+    """Return whether a certificate that could not be verified is among the causes."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return True
+        cause = cause.__cause__ or cause.__context__
+    return False

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ssl
-
 from mistral_fetch.errors import MirrorTimeout, MirrorUnreachable, NotAModelFile
 from mistral_fetch.sources.urls import redact
 
@@ -33,20 +31,15 @@ def broken(shown: str, reason: str) -> MirrorUnreachable:
     )
 
 
-def not_connected(shown: str, reason: str, error: BaseException) -> MirrorUnreachable:
-    """Return the error for: no connection. An untrusted certificate among the causes stays one."""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            return permanent(
-                MirrorUnreachable(
-                    f"{shown} shows a certificate that is not trusted",
-                    detail=f"expected one that a known authority signed, got: {reason}",
-                    hint="behind a company proxy, set SSL_CERT_FILE to its CA bundle; else do not use this mirror",
-                )
-            )
-        cause = cause.__cause__ or cause.__context__
-    return unreachable(shown, reason)
+def untrusted(shown: str, reason: str) -> MirrorUnreachable:
+    """Return the error for: a certificate that no known authority signed."""
+    return permanent(
+        MirrorUnreachable(
+            f"{shown} shows a certificate that is not trusted",
+            detail=f"expected one that a known authority signed, got: {reason}",
+            hint="behind a company proxy, set SSL_CERT_FILE to its CA bundle; else do not use this mirror",
+        )
+    )
 
 
 def permanent(error: MirrorUnreachable) -> MirrorUnreachable:
