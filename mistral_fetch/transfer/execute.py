@@ -30,6 +30,7 @@ from mistral_fetch.events import (
     Event,
     FileVerified,
     Notice,
+    Progress,
     Report,
     SnapshotReady,
     SourceFailed,
@@ -62,7 +63,7 @@ class Acquired:
     assurance: Assurance
 
 
-@dataclass
+@dataclass(eq=False)
 class _Work:
     """One file on its way: its partial, and what it became. ``asked`` is the entry without mirrors that lied."""
 
@@ -126,14 +127,19 @@ def execute_offer(
 def _open_work(layout: Layout, offer: Offer, entry: FileEntry) -> _Work:
     partial = Partial(layout.partial(partial_key(offer, entry)), entry.size or 0, entry.pieces)
     work = _Work(entry, entry, partial)
-    committed = partial.committed
+    _look_into_store(layout, offer, work)
+    return work
+
+
+def _look_into_store(layout: Layout, offer: Offer, item: _Work) -> None:
+    """Take the blob that an earlier run, another model or a twin of the same content brought."""
+    entry, committed = item.entry, item.partial.committed
     is_ours = committed is not None and committed.size == entry.size and entry.sha256 in {None, committed.sha256}
     if committed is not None and is_ours and find_blob(layout, committed.sha256, committed.size):
-        work.blob, work.assurance = committed, max(entry.assurance, _source_assurance(offer, entry))
+        item.blob, item.assurance = committed, max(entry.assurance, _source_assurance(offer, entry))
     elif entry.sha256 and find_blob(layout, entry.sha256, entry.size or 0):
         pieces = entry.pieces or PieceHashes(0, ())
-        work.blob, work.assurance = CommittedBlob(entry.sha256, entry.size or 0, pieces), Assurance.SHA256
-    return work
+        item.blob, item.assurance = CommittedBlob(entry.sha256, entry.size or 0, pieces), Assurance.SHA256
 
 
 def _source_assurance(offer: Offer, entry: FileEntry) -> Assurance:
@@ -162,7 +168,7 @@ def _obtain_all(
         try:
             source = opening()
             label = source.label
-            _obtain_from(layout, source, work, floor, ledger, stop)
+            _obtain_from(layout, offer, source, work, floor, ledger, stop)
         except (StoreError, Interrupted, UsageError):
             raise
         except MistralFetchError as error:
@@ -180,16 +186,27 @@ def _obtain_all(
 
 
 def _obtain_from(
-    layout: Layout, source: Source, work: Sequence[_Work], floor: Assurance, ledger: _Ledger, stop: StopSignal
+    layout: Layout,
+    offer: Offer,
+    source: Source,
+    work: Sequence[_Work],
+    floor: Assurance,
+    ledger: _Ledger,
+    stop: StopSignal,
 ) -> None:
     """Fetch every missing file from one source, and again what turned out wrong as a whole."""
     while missing := [item for item in work if item.blob is None]:
         check_assurance(tuple(item.entry for item in missing), source.assurance, floor)
-        for item in missing:
+        # Files of the same content share a partial: one of them is fetched, the others find its blob.
+        turn = list({item.partial.directory: item for item in reversed(missing)}.values())
+        for item in turn:
             item.is_from_one_round = not item.partial.present
-        source.fetch([Target(item.asked, item.partial) for item in missing], ledger.report, stop)
-        for item in missing:
+        source.fetch([Target(item.asked, item.partial) for item in reversed(turn)], ledger.report, stop)
+        for item in reversed(turn):
             _commit(layout, source, item, ledger, stop)
+        for twin in (item for item in missing if item not in turn):
+            _look_into_store(layout, offer, twin)
+            ledger.report(Progress(twin.entry.path, twin.partial.grid.size if twin.blob else 0))
 
 
 def _commit(layout: Layout, source: Source, item: _Work, ledger: _Ledger, stop: StopSignal) -> None:
