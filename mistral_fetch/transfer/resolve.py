@@ -10,7 +10,7 @@ from types import TracebackType
 from mistral_fetch.catalog_values import ArchiveChannel, Channel, HubChannel, TorrentChannel
 from mistral_fetch.config import Settings
 from mistral_fetch.digest import Digest
-from mistral_fetch.errors import UnknownModel, UnsupportedFormat, UsageError
+from mistral_fetch.errors import AccessError, TransferError, UnknownModel, UnsupportedFormat, UsageError
 from mistral_fetch.events import Notice, Report
 from mistral_fetch.manifest import FileEntry, Manifest
 from mistral_fetch.metalink import MAX_METALINK_BYTES, parse_metalink
@@ -20,6 +20,7 @@ from mistral_fetch.sources.http import HttpSource
 from mistral_fetch.sources.http_client import HttpClient, HttpSettings
 from mistral_fetch.sources.hub import HubClient, hub_endpoint, hub_manifest, with_hub_token
 from mistral_fetch.sources.local import LocalSource
+from mistral_fetch.sources.urls import host_of
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.transfer.local import read_local_file, settings_catalog
 from mistral_fetch.transfer.offer import Candidate, Offer
@@ -39,6 +40,7 @@ class Resolver:
     def __init__(self, layout: Layout, settings: Settings, report: Report, stop: StopSignal) -> None:
         self._settings = settings
         self._report = report
+        self._stop = stop
         self._http = HttpClient(
             with_hub_token(
                 HttpSettings(
@@ -145,7 +147,7 @@ class Resolver:
 
     def _manifest_offer(self, ref: ManifestRef) -> Offer:
         if ref.is_url:
-            data, base = self._http.get_bytes(ref.location, MAX_METALINK_BYTES), ref.location
+            data, base = self._http.get_bytes(ref.location, MAX_METALINK_BYTES, stop=self._stop), ref.location
         else:
             data, base = read_local_file(ref.location), Path(ref.location).expanduser().absolute().as_uri()
         manifest = self._with_sizes(parse_metalink(data, base))
@@ -168,14 +170,22 @@ class Resolver:
         )
 
     def _ask_size(self, entry: FileEntry) -> int:
+        reasons = []
         for mirror in entry.mirrors:
-            if mirror.url.startswith("http"):
+            if not mirror.url.startswith("http"):
+                continue
+            self._stop.check()
+            try:
                 answer = self._http.head(mirror.url)
-                if answer.status == 200 and answer.content_length is not None:
-                    return answer.content_length
+            except (TransferError, AccessError) as error:
+                reasons.append(f"{error.what}: {error.detail}")
+                continue
+            if answer.status == 200 and answer.content_length is not None:
+                return answer.content_length
+            reasons.append(f"{host_of(mirror.url)} answered {answer.status} without a length")
         raise UnsupportedFormat(
             f"the size of {entry.path} is not known",
-            detail="expected it in the manifest or from a mirror, got it nowhere",
+            detail=f"expected it in the manifest or from a mirror, got it nowhere ({'; '.join(reasons) or 'no mirror'})",
             hint="ask the publisher for a manifest with sizes",
         )
 

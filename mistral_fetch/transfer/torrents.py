@@ -82,7 +82,9 @@ class TorrentResolver:
         return self._load(unquote(urlsplit(url).path) if is_local else url, is_url=not is_local)
 
     def _load(self, location: str, *, is_url: bool) -> Metainfo:
-        data = self._http.get_bytes(location, MAX_TORRENT_BYTES) if is_url else read_local_file(location)
+        data = (
+            self._http.get_bytes(location, MAX_TORRENT_BYTES, stop=self._stop) if is_url else read_local_file(location)
+        )
         return parse_metainfo(data)
 
     def _source(self, torrent: Metainfo | Magnet) -> SwarmSource:
