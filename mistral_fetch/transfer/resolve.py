@@ -185,7 +185,7 @@ class Resolver:
             reasons.append(f"{host_of(mirror.url)} answered {answer.status} without a length")
         raise UnsupportedFormat(
             f"the size of {entry.path} is not known",
-            detail=f"expected it in the manifest or from a mirror, got it nowhere ({'; '.join(reasons) or 'no mirror'})",
+            detail=f"expected it in the manifest or from a mirror, got: {'; '.join(reasons) or 'no mirror'}",
             hint="ask the publisher for a manifest with sizes",
         )
 
