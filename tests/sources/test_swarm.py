@@ -277,6 +277,7 @@ def test_interrupted_fetch_goes_on_where_it_was(leech, seed, torrent):
     _stop_after(leech, SIZE // 3)
     with pytest.raises(Interrupted):
         leech.fetch(torrent, slow)
+    assert (leech.directory / "state" / "clean-stop.json").exists()
     first = leech.received_bytes
     assert SIZE // 3 <= first < SIZE
     leech.stop = StopSignal()
