@@ -23,7 +23,7 @@ from mistral_fetch.cli.choices import ProgressMode, Via
 from mistral_fetch.config import Settings, load_settings
 from mistral_fetch.errors import ExitCode, Interrupted, MistralFetchError, StoreNotWritable
 
-_SHARED = {
+SHARED_OPTIONS = {
     "json": Annotated[bool, typer.Option("--json", help="Print one JSON result on standard output.")],
     "progress": Annotated[
         ProgressMode,
@@ -69,7 +69,7 @@ _TRANSFER = {
         typer.Option("--peer", help="A torrent peer to connect to; may be repeated.", metavar="HOST:PORT"),
     ],
     "dht": Annotated[
-        bool | None, typer.Option("--dht/--no-dht", help="Look for peers in the public DHT (default: --dht).")
+        bool | None, typer.Option("--dht/--no-dht", help="Look for peers in the public DHT (default: --no-dht).")
     ],
     "lock_timeout": Annotated[
         float | None,
@@ -111,7 +111,7 @@ def command(
     """Register a function as a command; its first parameter is a :class:`FrontEnd`, its result an exit code."""
 
     def decorate(function: Callable[..., int | None]) -> Callable[..., None]:
-        extra = {**(_TRANSFER if transfer else {}), **_SHARED}
+        extra = {**(_TRANSFER if transfer else {}), **SHARED_OPTIONS}
 
         def run(**given: Any) -> None:
             common = {option: given.pop(option) for option in extra}
