@@ -49,7 +49,7 @@ class Settings:
     """Seconds without any peer that has the data after which the swarm counts as dead."""
     stall_timeout: float = 60.0
     """Seconds without a byte from connected peers after which the swarm counts as stalled."""
-    dht: bool = True
+    dht: bool = False
     """Look for peers in the public DHT; only torrents that name no peers of their own are looked up."""
     disk_reserve: int = 256 * 1024 * 1024
     """Bytes of free disk a download must leave."""
