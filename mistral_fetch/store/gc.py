@@ -14,6 +14,7 @@ from pathlib import Path
 from mistral_fetch.errors import MistralFetchError
 from mistral_fetch.store.durable import disk_errors, fsync_directory
 from mistral_fetch.store.layout import Layout
+from mistral_fetch.store.partials import described_ref
 from mistral_fetch.store.snapshots import RefRecord, find_drafts, list_refs, load_manifest
 
 
@@ -86,6 +87,18 @@ def list_partials(layout: Layout) -> list[Path]:
         return sorted(path for path in layout.partials.iterdir() if path.is_dir())
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def list_empty_partials(layout: Layout, ref_key: str) -> list[Path]:
+    """Return the directories that an abandoned channel of this ref left without any of a file's bytes in them."""
+    return [path for path in list_partials(layout) if described_ref(path) == ref_key and not _has_bytes(path / "data")]
+
+
+def _has_bytes(path: Path) -> bool:
+    try:
+        return path.stat().st_blocks > 0
+    except FileNotFoundError:
+        return False
 
 
 def _snapshots(layout: Layout, excluding: Collection[str]) -> list[Path]:

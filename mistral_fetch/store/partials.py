@@ -333,3 +333,11 @@ def describe_partial(directory: Path, ref_key: str, path: str, size: int) -> Non
         if not (directory / ABOUT_NAME).exists():
             fields = {"ref": ref_key, "path": path, "size": size, "since": int(time.time())}
             write_durably(directory / ABOUT_NAME, json.dumps(fields).encode())
+
+
+def described_ref(directory: Path) -> str:
+    """Return the ref that a partial's directory was described with, or ''."""
+    try:
+        return str(json.loads((directory / ABOUT_NAME).read_bytes())["ref"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""

@@ -43,6 +43,7 @@ from mistral_fetch.sources.failover import mirror_urls
 from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
 from mistral_fetch.store.blobs import commit_partial, find_blob
 from mistral_fetch.store.durable import disk_errors
+from mistral_fetch.store.gc import list_empty_partials
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.partials import CommittedBlob, Partial, describe_partial
 from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
@@ -116,9 +117,9 @@ def execute_offer(
     for item in work:
         item.partial.remove()
     with disk_errors("removing what the transfer left", layout.partials):
-        for state in offer.scratch():
-            if state.is_dir():
-                shutil.rmtree(state)
+        for left in (*offer.scratch(), *list_empty_partials(layout, ref_key)):
+            if left.is_dir():
+                shutil.rmtree(left)
     report(SnapshotReady(str(directory), content_digest))
     weakest = min(item.assurance for item in work)
     return Acquired(directory, content_digest, ledger.received_bytes, weakest)

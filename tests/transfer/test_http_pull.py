@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mistral_fetch.digest import Digest
+from mistral_fetch.digest import Assurance, Digest
 from mistral_fetch.errors import DigestMismatch, MistralFetchError, UsageError
 from mistral_fetch.events import BytesDropped, Notice, SourceFailed, SourceLied
 from mistral_fetch.manifest import MirrorUrl
@@ -62,7 +62,7 @@ def test_provenance_says_what_came_from_where(puller: Puller) -> None:
 
 def test_files_no_digest_is_known_of_get_ours(puller: Puller) -> None:
     with PUBLISHER.serve(PUBLISHER.manifest(piece_length=None, has_sha256=False)) as mirror:
-        result = puller(mirror.url("model.meta4"), min_assurance=10)
+        result = puller(mirror.url("model.meta4"), min_assurance=Assurance.SIZE)
     puller.assert_exact(result, PUBLISHER)
     assert result.assurance == "size"
     kept = parse_metalink((result.directory / "manifest.meta4").read_bytes())
@@ -239,7 +239,7 @@ def test_too_weak_a_proof_is_refused_before_a_byte_is_fetched(puller: Puller) ->
 
 def test_a_complete_model_is_refused_when_more_proof_is_asked_of_it_than_it_has(puller: Puller) -> None:
     with PUBLISHER.serve(PUBLISHER.manifest(piece_length=None, has_sha256=False)) as mirror:
-        puller(mirror.url("model.meta4"), min_assurance=10)
+        puller(mirror.url("model.meta4"), min_assurance=Assurance.SIZE)
         with pytest.raises(MistralFetchError) as caught:
             puller(mirror.url("model.meta4"))
     assert caught.value.exit_code == 33
@@ -307,7 +307,7 @@ def test_one_digest_for_two_different_files_is_refused(puller: Puller) -> None:
 def test_the_same_file_under_two_names_is_one_blob(puller: Puller, has_sha256: bool) -> None:
     publisher = PublisherSimulator({"a/w.bin": WEIGHTS, "b/w.bin": WEIGHTS, "e1": b"", "e2": b""})
     with publisher.serve(publisher.manifest(has_sha256=has_sha256)) as mirror:
-        result = puller(mirror.url("model.meta4"), min_assurance=10)
+        result = puller(mirror.url("model.meta4"), min_assurance=Assurance.SIZE)
         if has_sha256:
             assert result.received_bytes == len(WEIGHTS)
     puller.assert_exact(result, publisher)
@@ -377,7 +377,7 @@ def test_a_file_that_changes_on_a_mirror_half_way_is_never_spliced(puller: Pulle
                 mirror.files["model/weights.bin"] = new  # type: ignore[index]
 
         mirror.rule = swap
-        result = puller(mirror.url("model.meta4"), min_assurance=10)
+        result = puller(mirror.url("model.meta4"), min_assurance=Assurance.SIZE)
     assert (result.directory / "weights.bin").read_bytes() in {old, new}
     assert puller.of_kind(BytesDropped) or (result.directory / "weights.bin").read_bytes() == old
 
