@@ -51,15 +51,22 @@ def test_links_inside_the_repository_lead_somewhere(page):
     assert missing == []
 
 
+def shown_commands(text):
+    """Give the command lines in a page's code: after a ``$`` where a block has one, else whole lines."""
+    fence = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
+    for block in fence.findall(text):
+        lines = block.splitlines()
+        prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
+        yield from prompted or lines
+    yield from re.findall("`([^`\n]+)`", fence.sub("", text))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_that_are_shown_exist(page):
     """A command line in a page begins with a command of this program, not of a wish."""
     known = re.findall(r"^\| \[`([a-z]+)`\]", (DOCS / "cli.md").read_text(), re.MULTILINE)
-    fence = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-    text = page.read_text()
-    lines = "\n".join(fence.findall(text)) + "\n" + "\n".join(re.findall("`([^`\n]+)`", fence.sub("", text)))
-    shown = re.findall(r"^(?:\$ )?mistral-fetch ([a-z]+)\b", lines, re.MULTILINE)
-    assert set(shown) <= set(known)
+    found = [re.match(r"mistral-fetch ([a-z]+)\b", line) for line in shown_commands(page.read_text())]
+    assert {match[1] for match in found if match} <= set(known)
 
 
 def test_defaults_are_the_programs_own():
