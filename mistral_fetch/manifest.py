@@ -49,10 +49,14 @@ class MirrorUrl:
 
 @dataclass(frozen=True)
 class TorrentLink:
-    """Where a torrent that contains the file lies, and the file's path inside it."""
+    """Where a torrent that contains the file lies, and the file's path inside it.
+
+    ``needs_v2`` marks a torrent for readers that know BEP 52 alone: others would take a wrong info-hash from it.
+    """
 
     url: str
     path: str
+    needs_v2: bool = False
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,10 @@ def _file_element(entry: FileEntry) -> Iterator[str]:
         yield "    </pieces>"
     for link in entry.torrents:
         path, url = link.path.translate(_ATTRIBUTE), link.url.translate(_TEXT)
-        yield f'    <metaurl mediatype="torrent" name="{path}">{url}</metaurl>'
+        if link.needs_v2:
+            yield f'    <m:torrent name="{path}">{url}</m:torrent>'
+        else:
+            yield f'    <metaurl mediatype="torrent" name="{path}">{url}</metaurl>'
     for mirror in entry.mirrors:
         yield f'    <url priority="{mirror.priority}">{mirror.url.translate(_TEXT)}</url>'
     yield "  </file>"
@@ -205,10 +208,11 @@ class _Reader:
             file.pieces.append(Digest("sha256", text.lower()).value)
         elif name == "url":
             self._add_mirror(file, text)
-        elif name == "metaurl" and self._attributes.get("mediatype") == "torrent":
+        elif name == "m:torrent" or (name == "metaurl" and self._attributes.get("mediatype") == "torrent"):
             address = _resolve(text, self._base_url)
             if address and len(file.torrents) < MAX_MIRRORS:
-                file.torrents.append(TorrentLink(address, self._attributes.get("name", file.path)))
+                path = self._attributes.get("name", file.path)
+                file.torrents.append(TorrentLink(address, path, needs_v2=name == "m:torrent"))
 
     def _add_mirror(self, file: _FileDraft, text: str) -> None:
         address = _resolve(text, self._base_url)

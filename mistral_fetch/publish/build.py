@@ -207,8 +207,9 @@ def _manifest(name: str, hashed: HashedDirectory, mirrors: Sequence[str], info: 
     # Relative addresses are resolved against the manifest's own, so a tree can be moved or served anywhere.
     bases = [mirror.rstrip("/") for mirror in mirrors] or [quote(name)]
     torrent_base = _folder_of_torrents(mirrors[0], name) if mirrors else ""
-    # Not the hybrid: aria2c follows this address by itself, and takes a wrong info-hash from a hybrid.
-    torrent_url = f"{torrent_base}{quote(name)}.v1.torrent"
+    # Both, each with a swarm of its own. The hybrid only in words that others skip: aria2c follows a metaurl by
+    # itself, and takes a wrong info-hash from a hybrid.
+    torrent_urls = {f"{torrent_base}{quote(name)}.v1.torrent": False, f"{torrent_base}{quote(name)}.torrent": True}
     entries = []
     for file in hashed.files:
         addresses = [MirrorUrl(f"{base}/{quote(file.path)}", priority) for priority, base in enumerate(bases, start=1)]
@@ -219,7 +220,10 @@ def _manifest(name: str, hashed: HashedDirectory, mirrors: Sequence[str], info: 
                 digests=(Digest("sha256", file.sha256), Digest("md5", file.md5)),
                 pieces=PieceHashes(DEFAULT_PIECE_LENGTH, file.pieces_sha256) if file.size else None,
                 mirrors=tuple(addresses),
-                torrents=(TorrentLink(torrent_url, _path_in_torrent(name, file.path, len(hashed.files))),),
+                torrents=tuple(
+                    TorrentLink(url, _path_in_torrent(name, file.path, len(hashed.files)), needs_v2)
+                    for url, needs_v2 in torrent_urls.items()
+                ),
             )
         )
     return Manifest(files=tuple(entries), info=info)

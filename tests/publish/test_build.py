@@ -15,7 +15,7 @@ from mistral_fetch.bittorrent.bencode import decode
 from mistral_fetch.bittorrent.metainfo import parse_metainfo
 from mistral_fetch.errors import ExitCode, PublishError
 from mistral_fetch.events import BytesVerified
-from mistral_fetch.manifest import ModelInfo
+from mistral_fetch.manifest import ModelInfo, TorrentLink
 from mistral_fetch.metalink import parse_metalink
 from mistral_fetch.publish import hashing
 from mistral_fetch.publish.build import plan_publication, publish
@@ -72,9 +72,16 @@ def test_manifest_leads_to_files_and_torrent_from_its_own_address(model, tmp_pat
     manifest = parse_metalink(published.manifest_path.read_bytes(), "https://m.example/models/mistral-tiny.meta4")
     entry = manifest.entry("nested/deep/x")
     assert [mirror.url for mirror in entry.mirrors] == ["https://m.example/models/mistral-tiny/nested/deep/x"]
-    [link] = entry.torrents
-    assert link.url == "https://m.example/models/mistral-tiny.v1.torrent"
-    assert link.path == "mistral-tiny/nested/deep/x"
+    assert entry.torrents == (
+        TorrentLink("https://m.example/models/mistral-tiny.v1.torrent", "mistral-tiny/nested/deep/x"),
+        TorrentLink("https://m.example/models/mistral-tiny.torrent", "mistral-tiny/nested/deep/x", needs_v2=True),
+    )
+
+
+def test_other_metalink_readers_see_only_the_plain_torrent(model, tmp_path):
+    text = publish(model, tmp_path / "out").manifest_path.read_text()
+    links = re.findall(r"<metaurl[^>]*>([^<]*)</metaurl>", text)
+    assert set(links) == {"mistral-tiny.v1.torrent"}
 
 
 def test_mirrors_become_addresses_and_web_seeds(model, tmp_path):
