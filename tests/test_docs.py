@@ -52,12 +52,11 @@ def test_links_inside_the_repository_lead_somewhere(page):
 
 
 def shown_commands(text):
-    """Give the command lines in a page's code: after a ``$`` where a block has one, else whole lines."""
-    fence = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
-    for block in fence.findall(text):
+    """Give the command lines in a page's code: after ``$`` in transcripts, whole lines in other blocks."""
+    fence = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+    for language, block in fence.findall(text):
         lines = block.splitlines()
-        prompted = [line.removeprefix("$ ") for line in lines if line.startswith("$ ")]
-        yield from prompted or lines
+        yield from [line[2:] for line in lines if line.startswith("$ ")] if language == "console" else lines
     yield from re.findall("`([^`\n]+)`", fence.sub("", text))
 
 
