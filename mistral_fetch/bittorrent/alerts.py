@@ -97,13 +97,6 @@ class CacheFlushed:
 
 
 @dataclass(frozen=True)
-class ResumeSaved:
-    """libtorrent's resume data, bencoded; None when it could not be made."""
-
-    data: bytes | None
-
-
-@dataclass(frozen=True)
 class TorrentRemoved:
     """The torrent left the session."""
 
@@ -119,7 +112,6 @@ Alert = (
     | TorrentFailed
     | Finished
     | CacheFlushed
-    | ResumeSaved
     | TorrentRemoved
 )
 
@@ -151,10 +143,6 @@ def _copy(alert: lt.alert) -> Iterator[Alert]:
         yield Finished()
     elif isinstance(alert, lt.cache_flushed_alert):
         yield CacheFlushed()
-    elif isinstance(alert, lt.save_resume_data_alert):
-        yield ResumeSaved(bytes(lt.write_resume_data_buf(alert.params)))
-    elif isinstance(alert, lt.save_resume_data_failed_alert):
-        yield ResumeSaved(None)
     elif isinstance(alert, lt.torrent_removed_alert):
         yield TorrentRemoved()
 

@@ -7,7 +7,7 @@ partials, timeouts or what to do when a peer lies; :mod:`mistral_fetch.bittorren
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,18 +19,21 @@ from mistral_fetch.bittorrent.alerts import (
     BLOCK_ALERTS,
     Alert,
     CacheFlushed,
-    ResumeSaved,
+    DiskFailed,
     TorrentRemoved,
     drain,
 )
 from mistral_fetch.bittorrent.load import load_parameters
 from mistral_fetch.bittorrent.metainfo import Metainfo
 from mistral_fetch.bittorrent.peers import Endpoint, format_peer
-from mistral_fetch.bittorrent.resume import save_record, sync_files, take_record
+from mistral_fetch.bittorrent.resume import PieceRecord, save_record, sync_files, take_record
 from mistral_fetch.bittorrent.settings import SwarmSettings, session_settings
+from mistral_fetch.errors import StoreError
+from mistral_fetch.store.durable import explain_os_error
 
 _WANTED = 4
 _UNWANTED = 0
+_BLOCK_FINISHED = 3
 _BLOCKED = 1  # libtorrent's name for it is missing in Python
 # Never here: no_verify_files (libtorrent 2.1.1 crashes soon after) and bit 25 (it crashes hybrids with web seeds).
 _FLAGS = lt.torrent_flags.update_subscribe | lt.torrent_flags.apply_ip_filter
@@ -98,10 +101,10 @@ class Download:
             UnsafeTorrent: libtorrent reads the torrent differently.
             StoreError: The disk refused.
         """
-        resume_data = take_record(self._state_directory, self._metainfo, self._data_paths)
+        pieces = take_record(self._state_directory, self._metainfo, self._data_paths)
         parameters = self._parameters()
-        if resume_data is not None:
-            _apply_resume_data(parameters, resume_data)
+        if pieces is not None:
+            _trust(parameters, pieces)
         elif not any(_has_blocks(path) for path in self._data_paths.values()):
             # Nothing but holes: saying so spares libtorrent from hashing gigabytes of zeros.
             parameters.have_pieces = [False] * self._metainfo.piece_count
@@ -141,12 +144,12 @@ class Download:
 
     def restart_with(self, peer: Endpoint, banned: Sequence[Endpoint]) -> None:
         """Forget all peers and bans, keep every verified piece, and talk to ``peer`` alone."""
-        resume_data = self._resume_data()
+        pieces = self._stop_and_flush()
         self._running_session.remove_torrent(self._running_handle)
         self._wait_for(TorrentRemoved, REMOVE_TIMEOUT_SECONDS)
         parameters = self._parameters()
-        if resume_data is not None:
-            _apply_resume_data(parameters, resume_data)
+        if pieces is not None:
+            _trust(parameters, pieces)
         parameters.trackers, parameters.url_seeds = [], []
         parameters.flags |= _ALONE
         parameters.peers, parameters.banned_peers = [peer], list(banned)
@@ -169,11 +172,11 @@ class Download:
         Raises:
             StoreError: The disk refused.
         """
-        resume_data = self._resume_data()
-        if resume_data is None:
+        pieces = self._stop_and_flush()
+        if pieces is None:
             sync_files(self._data_paths)
         else:
-            save_record(self._state_directory, self._metainfo, self._data_paths, resume_data)
+            save_record(self._state_directory, self._metainfo, self._data_paths, pieces)
 
     def close(self) -> None:
         """End the session. Without :meth:`stop` before, the next start checks the disk."""
@@ -242,15 +245,21 @@ class Download:
             format_peer(peer.ip) for peer in self._running_handle.get_peer_info() if not peer.flags & _NOT_YET_CONNECTED
         ]
 
-    def _resume_data(self) -> bytes | None:
-        """Stop the transfer, have everything written, and return libtorrent's account of it."""
+    def _stop_and_flush(self) -> PieceRecord | None:
+        """Stop the transfer, have everything written, and return what is there; None while it is being checked."""
         handle = self._running_handle
         handle.pause()
         handle.flush_cache()
-        self._wait_for(CacheFlushed, FLUSH_TIMEOUT_SECONDS)
-        handle.save_resume_data(lt.save_resume_flags_t.flush_disk_cache)
-        saved = self._wait_for(ResumeSaved, FLUSH_TIMEOUT_SECONDS)
-        return saved.data if isinstance(saved, ResumeSaved) else None
+        flushed = self._wait_for(CacheFlushed, FLUSH_TIMEOUT_SECONDS)
+        # A piece counts as done when it was hashed in memory; that the disk refused it comes out only here.
+        for alert in self._waiting:
+            if isinstance(alert, DiskFailed):
+                raise disk_error(alert)
+        if flushed is None or self.status().is_checking:
+            return None
+        # Not libtorrent's own resume data: it holds the whole v2 hash tree, 56 MB for a 13 GiB model.
+        pieces = handle.status(lt.status_flags_t.query_pieces).pieces
+        return PieceRecord(tuple(map(bool, pieces)), dict(_unfinished(handle)))
 
     def _wait_for(self, kind: type[Alert], timeout_seconds: float) -> Alert | None:
         """Return the next alert of a kind; the others stay for :meth:`poll`."""
@@ -268,6 +277,11 @@ class Download:
         return None
 
 
+def disk_error(failure: DiskFailed) -> StoreError:
+    """Return the error for what libtorrent could not write or read."""
+    return explain_os_error(OSError(failure.errno, failure.reason), "writing a download", Path(failure.path))
+
+
 def _file_count(parameters: lt.add_torrent_params) -> int:
     assert parameters.ti is not None, "load_parameters saw to that"
     return parameters.ti.num_files()
@@ -280,11 +294,15 @@ def _has_blocks(path: Path) -> bool:
         return False
 
 
-def _apply_resume_data(parameters: lt.add_torrent_params, resume_data: bytes) -> None:
+def _unfinished(handle: lt.torrent_handle) -> Iterator[tuple[int, tuple[bool, ...]]]:
+    """Yield the pieces that were begun, and which of their blocks are on the disk."""
+    for piece in handle.get_download_queue():
+        blocks = tuple(block["state"] == _BLOCK_FINISHED for block in piece["blocks"])
+        if any(blocks):
+            yield piece["piece_index"], blocks
+
+
+def _trust(parameters: lt.add_torrent_params, pieces: PieceRecord) -> None:
     """Take over what was verified, and nothing else: no peers, bans, limits or places from an earlier run."""
-    try:
-        earlier = lt.read_resume_data(resume_data)
-    except RuntimeError:
-        return  # unreadable: then the disk is checked
-    parameters.have_pieces = earlier.have_pieces
-    parameters.unfinished_pieces = earlier.unfinished_pieces
+    parameters.have_pieces = list(pieces.have)
+    parameters.unfinished_pieces = {index: list(blocks) for index, blocks in pieces.unfinished.items()}

@@ -1,17 +1,16 @@
 """The record that lets the next process trust what this one wrote, without reading it again.
 
-libtorrent believes its resume data blindly. So the record is written only after a clean stop (flush, fsync, then
+libtorrent believes what it is told to have. So the record is written only after a clean stop (flush, fsync, then
 save), names size and time of change of every data file and the boot it was made in, and is deleted before the first
 byte of the next run. Where anything differs there is no record, and every piece is hashed from the disk again.
 """
 
 from __future__ import annotations
 
-import base64
-import binascii
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from mistral_fetch.bittorrent.metainfo import Metainfo
@@ -22,7 +21,15 @@ RECORD_NAME = "clean-stop.json"
 MAX_RECORD_BYTES = 64 * MIB
 
 
-def save_record(state_directory: Path, metainfo: Metainfo, data_paths: Mapping[int, Path], resume_data: bytes) -> None:
+@dataclass(frozen=True)
+class PieceRecord:
+    """Which pieces are verified, and which blocks of the pieces that were begun are there."""
+
+    have: tuple[bool, ...]
+    unfinished: Mapping[int, tuple[bool, ...]]
+
+
+def save_record(state_directory: Path, metainfo: Metainfo, data_paths: Mapping[int, Path], pieces: PieceRecord) -> None:
     """Make the data files durable, then the record of them.
 
     Raises:
@@ -30,15 +37,16 @@ def save_record(state_directory: Path, metainfo: Metainfo, data_paths: Mapping[i
     """
     sync_files(data_paths)
     record = {
-        "resume_data": base64.b64encode(resume_data).decode(),
         **_circumstances(metainfo, data_paths),
+        "have": _to_text(pieces.have),
+        "unfinished": {str(index): _to_text(blocks) for index, blocks in sorted(pieces.unfinished.items())},
     }
     with disk_errors("recording a download", state_directory):
         write_durably(state_directory / RECORD_NAME, json.dumps(record).encode())
 
 
-def take_record(state_directory: Path, metainfo: Metainfo, data_paths: Mapping[int, Path]) -> bytes | None:
-    """Return the resume data of the last clean stop if nothing changed since, and delete the record.
+def take_record(state_directory: Path, metainfo: Metainfo, data_paths: Mapping[int, Path]) -> PieceRecord | None:
+    """Return the record of the last clean stop if nothing changed since, and delete it.
 
     Raises:
         StoreError: The disk refused.
@@ -50,13 +58,11 @@ def take_record(state_directory: Path, metainfo: Metainfo, data_paths: Mapping[i
         # Deleted durably before anything is written: after a kill there must be no record that looks valid.
         path.unlink(missing_ok=True)
         fsync_directory(state_directory)
-    if record is None:
+    have, unfinished = record.pop("have", None), record.pop("unfinished", None)
+    if record != _circumstances(metainfo, data_paths) or not isinstance(unfinished, dict):
         return None
-    try:
-        resume_data = base64.b64decode(str(record.pop("resume_data", "")), validate=True)
-    except binascii.Error:
-        return None
-    return resume_data if resume_data and record == _circumstances(metainfo, data_paths) else None
+    pieces = PieceRecord(_from_text(have), {int(index): _from_text(blocks) for index, blocks in unfinished.items()})
+    return pieces if len(pieces.have) == metainfo.piece_count else None
 
 
 def sync_files(data_paths: Mapping[int, Path]) -> None:
@@ -74,19 +80,27 @@ def sync_files(data_paths: Mapping[int, Path]) -> None:
                 os.close(descriptor)
 
 
-def _read(path: Path) -> dict[str, object] | None:
+def _read(path: Path) -> dict[str, object]:
     try:
         if path.stat().st_size > MAX_RECORD_BYTES:
-            return None
+            return {}
         record = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError):
-        return None
-    return record if isinstance(record, dict) else None
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _to_text(flags: Iterable[bool]) -> str:
+    return "".join("1" if flag else "0" for flag in flags)
+
+
+def _from_text(text: object) -> tuple[bool, ...]:
+    return tuple(digit == "1" for digit in str(text))
 
 
 def _circumstances(metainfo: Metainfo, data_paths: Mapping[int, Path]) -> dict[str, object]:
     return {
-        "format": 1,
+        "format": 2,
         "boot": boot_id(),
         "info_hash_v1": metainfo.info_hash_v1,
         "info_hash_v2": metainfo.info_hash_v2,

@@ -10,7 +10,6 @@ import ipaddress
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from mistral_fetch.bittorrent.alerts import (
     Alert,
@@ -25,7 +24,7 @@ from mistral_fetch.bittorrent.alerts import (
     WebSeedFailed,
 )
 from mistral_fetch.bittorrent.attribution import Attribution
-from mistral_fetch.bittorrent.client import Download, DownloadStatus
+from mistral_fetch.bittorrent.client import Download, DownloadStatus, disk_error
 from mistral_fetch.bittorrent.metainfo import Metainfo
 from mistral_fetch.bittorrent.peers import Endpoint, format_peer, parse_peer, resolve_peers
 from mistral_fetch.bittorrent.settings import SwarmSettings
@@ -40,7 +39,6 @@ from mistral_fetch.events import (
     SourceFailed,
     SourceLied,
 )
-from mistral_fetch.store.durable import explain_os_error
 
 POLL_SECONDS = 0.1
 REPORT_SECONDS = 0.25
@@ -162,7 +160,7 @@ class Transfer:
             elif isinstance(alert, WebSeedFailed):
                 self.report(SourceFailed(f"web seed {alert.url}", alert.reason, will_retry=True))
             elif isinstance(alert, DiskFailed):
-                raise explain_os_error(OSError(alert.errno, alert.reason), "writing a download", Path(alert.path))
+                raise disk_error(alert)
             elif isinstance(alert, TorrentFailed):
                 raise SwarmError(
                     f"{self.label} cannot go on",

@@ -355,13 +355,36 @@ def test_kill_nine_loses_no_verified_piece(tmp_path, seed, torrents):
 
 
 CHILD = """
-import sys
+import resource, sys
+from mistral_fetch.errors import MistralFetchError
 sys.path.insert(0, {tests!r})
 from test_swarm import *
 leech = Leech(Path({directory!r}))
 leech.events = Announcing()
-leech.fetch(parse_metainfo(Path({torrent!r}).read_bytes()), {peer!r})
+for path in leech.paths:
+    leech.target(path).partial.prepare()
+if {file_limit!r}:
+    resource.setrlimit(resource.RLIMIT_FSIZE, ({file_limit!r}, {file_limit!r}))
+try:
+    leech.fetch(parse_metainfo(Path({torrent!r}).read_bytes()), {peer!r})
+except MistralFetchError as error:
+    print(error.kind)
+    sys.exit(error.exit_code)
 """
+
+
+def child(tmp_path, peer, file_limit=0):
+    """Return a fetch in a process of its own, not yet waited for; no file may grow beyond ``file_limit``."""
+    code = CHILD.format(
+        tests=str(Path(__file__).parent),
+        directory=str(tmp_path),
+        torrent=str(tmp_path / "t.torrent"),
+        peer=peer,
+        file_limit=file_limit,
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([sys.executable, "-c", code], env=environment, **pipes)
 
 
 class Announcing(list):
@@ -373,16 +396,23 @@ class Announcing(list):
 
 
 def _run_and_kill(tmp_path, peer, seconds):
-    code = CHILD.format(
-        tests=str(Path(__file__).parent), directory=str(tmp_path), torrent=str(tmp_path / "t.torrent"), peer=peer
-    )
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
-    ) as child:
-        assert child.stdout.readline(), child.stderr.read().decode()
+    with child(tmp_path, peer) as process:
+        assert process.stdout.readline(), process.stderr.read().decode()
         time.sleep(seconds)
-        child.send_signal(signal.SIGKILL)
+        process.send_signal(signal.SIGKILL)
+
+
+def test_disk_that_takes_no_more_is_not_called_success(tmp_path, seed, torrent):
+    """libtorrent calls a piece done before it is on the disk, so a small file's failure comes after the finish."""
+    (tmp_path / "t.torrent").write_bytes(torrent.data)
+    peer = seed(torrent)
+    for limit in (SIZE // 4, FILES["consolidated.00.pth"] - 1):
+        with child(tmp_path, peer, file_limit=limit) as process:
+            output, errors = process.communicate(timeout=30)
+        assert (process.returncode, output.split()[-1:]) == (ExitCode.DISK, [b"out-of-space"]), errors.decode()
+    leech = Leech(tmp_path)
+    leech.fetch(torrent, peer)
+    leech.assert_exact()
 
 
 def test_dead_swarm_ends_in_time(leech, torrent):
