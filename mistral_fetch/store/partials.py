@@ -33,6 +33,8 @@ MAX_PIECE_LENGTH = 64 * MIB
 
 # For people: which model this file belongs to. Nothing is decided by it.
 ABOUT_NAME = "about.json"
+# Held by the process that fills the partial, so that one file is not fetched under two names at once.
+LOCK_NAME = "lock"
 
 
 @dataclass(frozen=True)
@@ -161,7 +163,7 @@ class Partial:
                 # name of the version they belong to.
                 self._remove_journals()
                 for path in self.directory.iterdir():
-                    if path.name != ABOUT_NAME:
+                    if path.name not in {ABOUT_NAME, LOCK_NAME}:
                         path.unlink(missing_ok=True)
                 fsync_directory(self.directory)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -45,13 +46,16 @@ from mistral_fetch.store.blobs import commit_partial, find_blob
 from mistral_fetch.store.durable import disk_errors
 from mistral_fetch.store.gc import list_empty_partials
 from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.partials import CommittedBlob, Partial, describe_partial
+from mistral_fetch.store.lock import locked
+from mistral_fetch.store.partials import LOCK_NAME, CommittedBlob, Partial, describe_partial
 from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
 from mistral_fetch.transfer.offer import Offer, partial_key
 from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, plan_transfer
 
 # How often a file may turn out wrong as a whole before a source that has no other mirror for it is given up.
 MAX_WHOLE_FILE_FAILURES = 2
+# Each lock takes a file descriptor; smaller files beyond these are fetched without.
+MAX_LOCKS = 200
 
 
 @dataclass(frozen=True)
@@ -86,29 +90,60 @@ def execute_offer(
     disk_reserve_bytes: int,
     report: Report,
     stop: StopSignal,
+    lock_timeout_seconds: float = 600.0,
 ) -> Acquired:
     """Fetch what is missing of an offer, verify all of it and publish the snapshot.
 
     Raises:
         AllSourcesFailed, TransferError, IntegrityError, AccessError: No source could deliver.
         AssuranceTooLow: Nothing strong enough vouches for a file.
+        StoreLocked: Another process fetches the same files under another name, for too long.
         StoreError: The disk refused, or is too small.
         Interrupted: A stop was asked for; what is verified is kept.
     """
+
+    def tell_owner(owner: str) -> None:
+        report(Notice(f"waiting for {owner}"))
+
     ledger = _Ledger(report)
-    work = [_open_work(layout, offer, entry) for entry in offer.manifest.files]
-    try:
-        _announce(layout, offer, work, disk_reserve_bytes, ledger.report)
-        for item in work:
-            if item.blob is None:
-                describe_partial(item.partial.directory, ref_key, item.entry.path, item.partial.grid.size)
-        _obtain_all(layout, offer, work, floor, ledger, stop)
-    finally:
-        for item in work:
-            item.partial.close_without_recording()
-        for state in offer.scratch():
-            if state.is_dir():
-                describe_partial(state, ref_key, "state of a torrent", 0)
+    with ExitStack() as locks:
+        for directory in _to_lock(layout, offer):
+            lock = locked(directory / LOCK_NAME, f"fetch {ref_key}", lock_timeout_seconds, tell_owner, stop.check)
+            locks.enter_context(lock)
+        work = [_open_work(layout, offer, entry) for entry in offer.manifest.files]
+        try:
+            _announce(layout, offer, work, disk_reserve_bytes, ledger.report)
+            for item in work:
+                if item.blob is None:
+                    describe_partial(item.partial.directory, ref_key, item.entry.path, item.partial.grid.size)
+            _obtain_all(layout, offer, work, floor, ledger, stop)
+        finally:
+            _let_go(offer, ref_key, work)
+        return _publish(layout, offer, ref_key, work, ledger)
+
+
+def _to_lock(layout: Layout, offer: Offer) -> list[Path]:
+    """Return the partials to hold alone: two names may lead to the same content.
+
+    Bytes that no piece hash vouches for are checked only as a whole file. A second writer would go on writing
+    them into what the first one has just published.
+    """
+    missing = [entry for entry in offer.manifest.files if not find_blob(layout, entry.sha256 or "-", entry.size or 0)]
+    largest = sorted(missing, key=lambda entry: -(entry.size or 0))[:MAX_LOCKS]
+    return sorted({layout.partial(partial_key(offer, entry)) for entry in largest})  # one order for all: no deadlock
+
+
+def _let_go(offer: Offer, ref_key: str, work: Sequence[_Work]) -> None:
+    for item in work:
+        item.partial.close_without_recording()
+        if item.blob is None and not item.partial.data_path.exists():
+            item.partial.remove()  # not begun: nothing to list as unfinished
+    for state in offer.scratch():
+        if state.is_dir():
+            describe_partial(state, ref_key, "state of a torrent", 0)
+
+
+def _publish(layout: Layout, offer: Offer, ref_key: str, work: Sequence[_Work], ledger: _Ledger) -> Acquired:
     manifest = _pinned(offer.manifest, work)
     provenance = _provenance(manifest, offer, ref_key, work, ledger)
     directory = write_snapshot(layout, manifest, provenance)
@@ -120,7 +155,7 @@ def execute_offer(
         for left in (*offer.scratch(), *list_empty_partials(layout, ref_key)):
             if left.is_dir():
                 shutil.rmtree(left)
-    report(SnapshotReady(str(directory), content_digest))
+    ledger.report(SnapshotReady(str(directory), content_digest))
     weakest = min(item.assurance for item in work)
     return Acquired(directory, content_digest, ledger.received_bytes, weakest)
 
@@ -204,13 +239,16 @@ def _obtain_from(
             item.is_from_one_round = not item.partial.present
         source.fetch([Target(item.asked, item.partial) for item in reversed(turn)], ledger.report, stop)
         for item in reversed(turn):
-            _commit(layout, source, item, ledger, stop)
+            _commit(layout, offer, source, item, ledger, stop)
         for twin in (item for item in missing if item not in turn):
             _look_into_store(layout, offer, twin)
             ledger.report(Progress(twin.entry.path, twin.partial.grid.size if twin.blob else 0))
 
 
-def _commit(layout: Layout, source: Source, item: _Work, ledger: _Ledger, stop: StopSignal) -> None:
+def _commit(layout: Layout, offer: Offer, source: Source, item: _Work, ledger: _Ledger, stop: StopSignal) -> None:
+    _look_into_store(layout, offer, item)
+    if item.blob is not None:
+        return  # where locks do not work, another process may have been faster
     try:
         item.blob = commit_partial(layout, item.entry, item.partial, ledger.report, stop.check)
     except DigestMismatch as error:

@@ -122,6 +122,7 @@ def _try_candidates(
                 disk_reserve_bytes=settings.disk_reserve,
                 report=watch.report,
                 stop=stop,
+                lock_timeout_seconds=settings.lock_timeout,
             )
         except (StoreError, Interrupted, UsageError, ConfigError):
             raise

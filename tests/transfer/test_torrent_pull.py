@@ -92,8 +92,9 @@ def test_a_magnet_nobody_knows_is_exit_code_6_in_bounded_time(puller: Puller) ->
 
 def test_after_a_dead_swarm_the_mirror_beside_it_delivers(puller: Puller, tmp_path: Path) -> None:
     publication = MODEL.publish(tmp_path)
-    with pytest.raises(NoPeers):
+    with pytest.raises(MistralFetchError) as caught:
         puller(str(publication.manifest_path), via="torrent", peers=("127.0.0.1:9",))
+    assert caught.value.exit_code == 6
     puller.assert_exact(puller(str(publication.manifest_path)), MODEL)
 
 
