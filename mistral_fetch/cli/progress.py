@@ -74,10 +74,10 @@ class TransferView:
         return self.shown_bytes / self.total_bytes if self.total_bytes else 1.0
 
     def eta(self, now_seconds: float) -> str:
-        """Return the time left as text, or '' when nothing moves."""
+        """Return the time left as text, or '' when nothing moves or less than a second is left."""
         rate = self.rate(now_seconds)
-        left = self.total_bytes - self.shown_bytes
-        return format_duration(left / rate) if rate > 0 and left > 0 else ""
+        seconds = (self.total_bytes - self.shown_bytes) / rate if rate > 0 else 0.0
+        return format_duration(seconds) if seconds >= 1 else ""
 
     def split(self) -> str:
         """Return how the received bytes split by source, such as ``mirror.example 60 %, swarm 40 %``."""
@@ -87,19 +87,23 @@ class TransferView:
         ordered = sorted(self.received_by_source.items(), key=lambda item: -item[1])
         if len(ordered) == 1:
             return ordered[0][0]
-        return ", ".join(f"{source} {length * 100 // total} %" for source, length in ordered)
+        return ", ".join(f"{source} {length * 100 / total:.0f} %" for source, length in ordered)
+
+    def numbers(self, now_seconds: float) -> list[str]:
+        """Return what stands beside a bar, the most important first: bytes, rate, time left, sources."""
+        rate, eta, split = self.rate(now_seconds), self.eta(now_seconds), self.split()
+        parts = [
+            f"{format_size(self.shown_bytes)} of {format_size(self.total_bytes)}",
+            format_rate(rate) if rate else "",
+            f"{eta} left" if eta else "",
+            f"from {split}" if split else "",
+        ]
+        return [part for part in parts if part]
 
     def line(self, now_seconds: float) -> str:
         """Return the state as one line of plain text."""
-        if self.verifying:
-            share = self.verified_bytes * 100 // self.verify_total if self.verify_total else 100
-            return f"{self.label}: verifying {self.verifying} {share} %"
-        parts = [f"{self.label}: {int(self.fraction() * 100)} %"]
-        parts.append(f"{format_size(self.shown_bytes)} of {format_size(self.total_bytes)}")
-        if self.rate(now_seconds):
-            parts.append(format_rate(self.rate(now_seconds)))
-        if self.eta(now_seconds):
-            parts.append(f"{self.eta(now_seconds)} left")
-        if self.split():
-            parts.append(f"from {self.split()}")
-        return ", ".join(parts)
+        return ", ".join([f"{self.label}: {int(self.fraction() * 100)} %", *self.numbers(now_seconds)])
+
+    def verifying_line(self) -> str:
+        """Return how far the whole-file check is, as one line of plain text."""
+        return f"verifying {self.verifying}: {self.verified_bytes * 100 // max(self.verify_total, 1)} %"

@@ -23,6 +23,7 @@ from mistral_fetch.events import (
     SourceLied,
     TransferPlanned,
 )
+from mistral_fetch.units import format_size
 
 if TYPE_CHECKING:
     from rich.progress import Progress as Bars
@@ -31,6 +32,8 @@ PLAIN_STEP = 0.05
 PLAIN_INTERVAL_SECONDS = 30.0
 JSON_INTERVAL_SECONDS = 0.5
 BAR_INTERVAL_SECONDS = 0.1
+LABEL_WIDTH = 26
+MIN_BAR_WIDTH = 12
 
 
 class Reporter:
@@ -107,7 +110,7 @@ def describe_event(event: Event) -> str:
 
 
 class _Plain(Reporter):
-    """A line at the start, one every 5 % or 30 seconds, one when verification begins."""
+    """A line at the start, one every 5 % or 30 seconds, one when a file's verification begins."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -122,11 +125,19 @@ class _Plain(Reporter):
         elif isinstance(event, TransferPlanned):
             self._print_line(now)
         elif isinstance(event, BytesVerified):
-            if event.path != self._verifying:
-                self._verifying = event.path
-                _print(f"verifying {event.path}")
+            self._print_verifying(event.path, now)
         elif isinstance(event, Progress | BytesReceived) and self._is_due(now):
             self._print_line(now)
+
+    def _print_verifying(self, path: str, now: float) -> None:
+        if path != self._verifying:
+            self._verifying = path
+            _print(f"verifying {path}")
+        elif now >= self._next_time:
+            _print(self._view.verifying_line())
+        else:
+            return
+        self._next_time = now + PLAIN_INTERVAL_SECONDS
 
     def _is_due(self, now: float) -> bool:
         return bool(self._view.total_bytes) and (self._view.fraction() >= self._next_share or now >= self._next_time)
@@ -138,70 +149,79 @@ class _Plain(Reporter):
 
 
 class _Bars(Reporter):
-    """One bar for the bytes of the model, which says so when it verifies."""
+    """One bar for the bytes of the model, which says so when it verifies. Drawn once there is something to show."""
 
     def __init__(self, has_color: bool) -> None:
         super().__init__()
+        self._has_color = has_color
+        self._bars: Bars | None = None
+        self._last = 0.0
+
+    def __exit__(self, *details: object) -> None:
+        if self._bars is not None:
+            self._update(self._bars, time.monotonic())
+            self._bars.stop()
+
+    def _show(self, event: Event, now: float) -> None:
+        bars = self._bars or self._open()
+        text = describe_event(event)
+        if text:
+            bars.console.print(text, markup=False)
+        must = isinstance(event, TransferPlanned | SnapshotReady)
+        if must or (not text and now - self._last >= BAR_INTERVAL_SECONDS):
+            self._last = now
+            self._update(bars, now)
+
+    def _open(self) -> Bars:
         from rich.console import Console
         from rich.progress import BarColumn, TextColumn
         from rich.progress import Progress as Bars
 
-        console = Console(stderr=True, no_color=not has_color, highlight=False, soft_wrap=True)
-        self._console = console
-        self._bars: Bars = Bars(
+        self._bars = Bars(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             TextColumn("{task.percentage:>3.0f} %"),
             TextColumn("{task.fields[numbers]}", markup=False),
-            console=console,
+            console=Console(stderr=True, no_color=not self._has_color, highlight=False, soft_wrap=True),
             refresh_per_second=8,
-            transient=False,
             expand=True,
         )
-        self._task = self._bars.add_task("", total=None, numbers="", visible=False)
-        self._last = 0.0
-
-    def __enter__(self) -> _Bars:
+        self._bars.add_task("", total=None, numbers="", visible=False)
         self._bars.start()
-        return self
+        return self._bars
 
-    def __exit__(self, *details: object) -> None:
-        self._bars.stop()
-
-    def _show(self, event: Event, now: float) -> None:
-        text = describe_event(event)
-        if text:
-            self._console.print(text, markup=False)
-        must = isinstance(event, TransferPlanned | SnapshotReady)
-        if must or (not text and now - self._last >= BAR_INTERVAL_SECONDS):
-            self._last = now
-            self._update(now)
-
-    def _update(self, now: float) -> None:
-        from mistral_fetch.units import format_rate, format_size
-
+    def _update(self, bars: Bars, now: float) -> None:
         view = self._view
+        label = _cut(view.label or f"verifying {view.verifying}", LABEL_WIDTH)
+        room = bars.console.width - len(label) - MIN_BAR_WIDTH - len(" 100 %   ")
+        total, done = view.total_bytes, view.shown_bytes
+        numbers = _fitting(view.numbers(now), room)
         if view.verifying:
             total, done = view.verify_total, view.verified_bytes
-            numbers = f"verifying {view.verifying}"
-        else:
-            total, done = view.total_bytes, view.shown_bytes
-            parts = [f"{format_size(done)}/{format_size(total)}"]
-            if view.rate(now):
-                parts.append(format_rate(view.rate(now)))
-            if view.eta(now):
-                parts.append(f"{view.eta(now)} left")
-            if view.split():
-                parts.append(view.split())
-            numbers = "  ".join(parts)
-        self._bars.update(
-            self._task,
-            description=view.label or view.verifying,
+            size = f"{format_size(done)} of {format_size(total)}"
+            numbers = _cut(f"verifying {view.verifying}", room) if view.label else size
+        bars.update(
+            bars.task_ids[0],
+            description=label,
             total=max(total, 1),
             completed=done if total else 1,
             numbers=numbers,
-            visible=bool(total or view.label),
+            visible=bool(view.label or view.verifying),
         )
+
+
+def _fitting(parts: list[str], room: int) -> str:
+    """Return as many of the parts as fit, at least the first: on a narrow terminal the bar stays."""
+    text = parts[0]
+    for part in parts[1:]:
+        if len(text) + 2 + len(part) > room:
+            break
+        text += "  " + part
+    return text
+
+
+def _cut(text: str, width: int) -> str:
+    return text if len(text) <= width else text[: max(0, width - 1)] + "…"
 
 
 def _print(text: str) -> None:
