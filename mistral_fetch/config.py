@@ -115,7 +115,8 @@ def _load_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
         path = user_config_path("mistral-fetch", appauthor=False) / "config.toml"
     try:
         with path.open("rb") as file:
-            text = file.read(MAX_CONFIG_BYTES).decode()
+            data = file.read(MAX_CONFIG_BYTES + 1)
+        text = data.decode()
     except FileNotFoundError:
         if not named:
             return path, {}
@@ -126,6 +127,8 @@ def _load_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
         ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise _bad_file(path, str(error)) from error
+    if len(data) > MAX_CONFIG_BYTES:
+        raise _bad_file(path, f"expected at most {MAX_CONFIG_BYTES} bytes, got more")
     values = _parse_toml(path, text)
     known = {field.name for field in fields(Settings)}
     for name in values:

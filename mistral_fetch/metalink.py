@@ -8,6 +8,7 @@ The document is hostile until validated: size caps, no DOCTYPE (so no entities),
 from __future__ import annotations
 
 import posixpath
+import unicodedata
 import urllib.parse
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -45,12 +46,14 @@ def serialise_metalink(manifest: Manifest) -> bytes:
 
 def _document(manifest: Manifest) -> Iterator[str]:
     yield '<?xml version="1.0" encoding="UTF-8"?>'
-    yield f'<metalink xmlns="{METALINK_NAMESPACE}" xmlns:m="{OUR_NAMESPACE}">'
-    yield "  <generator>mistral-fetch</generator>"
+    # Attributes, not elements: aria2c takes any unknown element beside the files for a file without a name.
+    yield f'<metalink xmlns="{METALINK_NAMESPACE}" xmlns:m="{OUR_NAMESPACE}"'
     for name in _INFO_FIELDS:
         value = getattr(manifest.info, name)
         if value:
-            yield f"  <m:{name}>{value.translate(_TEXT)}</m:{name}>"
+            yield f'  m:{name}="{value.translate(_ATTRIBUTE)}"'
+    yield ">"
+    yield "  <generator>mistral-fetch</generator>"
     for entry in manifest.files:
         yield from _file_element(entry)
     yield "</metalink>"
@@ -144,7 +147,8 @@ class _Reader:
         self._in_sha256_pieces = False
 
     def read(self, data: bytes) -> None:
-        parser = expat.ParserCreate(namespace_separator=" ")
+        # UTF-8, whatever the document claims: nobody outside chooses which of Python's codecs runs.
+        parser = expat.ParserCreate("utf-8", namespace_separator=" ")
         parser.buffer_text = True
         parser.StartDoctypeDeclHandler = self._refuse_doctype
         parser.StartElementHandler = self._start
@@ -157,8 +161,10 @@ class _Reader:
 
     def _start(self, tag: str, attributes: dict[str, str]) -> None:
         namespace, _, name = tag.rpartition(" ")
-        if not self._path and (namespace, name) != (METALINK_NAMESPACE, "metalink"):
-            raise ValueError(f"expected a metalink element of {METALINK_NAMESPACE}, got {tag[:120]!r}")
+        if not self._path:
+            if (namespace, name) != (METALINK_NAMESPACE, "metalink"):
+                raise ValueError(f"expected a metalink element of {METALINK_NAMESPACE}, got {tag[:120]!r}")
+            self.info = _info_attributes(attributes)
         self._path.append(
             name if namespace == METALINK_NAMESPACE else f"m:{name}" if namespace == OUR_NAMESPACE else "?"
         )
@@ -187,10 +193,7 @@ class _Reader:
         self._text, self._text_length = [], 0
         path = "/".join(self._path)
         self._path.pop()
-        name = path.removeprefix("metalink/m:")
-        if name in _INFO_FIELDS and path == f"metalink/m:{name}":
-            self.info.setdefault(name, text)
-        elif path == "metalink/file" and self._file is not None:
+        if path == "metalink/file" and self._file is not None:
             self.files.append(self._file.entry())
             self._file = None
         elif self._file is not None and path.startswith("metalink/file/"):
@@ -223,6 +226,17 @@ class _Reader:
             file.mirrors.append(MirrorUrl(address, _parse_count(priority, "a priority")))
 
 
+def _info_attributes(attributes: dict[str, str]) -> dict[str, str]:
+    info = {}
+    for name in _INFO_FIELDS:
+        value = attributes.get(f"{OUR_NAMESPACE} {name}", "").strip()
+        # These are printed: a control character could move the terminal's cursor (XML itself allows some).
+        if len(value) > MAX_TEXT or any(unicodedata.category(character) == "Cc" for character in value):
+            raise ValueError(f"expected one line of plain text as {name}, got {value[:80]!r}")
+        info[name] = value
+    return info
+
+
 def _parse_count(text: str, what: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 18):
         raise ValueError(f"expected {what}, got {text[:40]!r}")
@@ -245,4 +259,4 @@ def _is_within(address: str, base_url: str) -> bool:
         return posixpath.normpath(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
 
     directory = posixpath.dirname(path_of(base_url))
-    return path_of(address).startswith(directory.rstrip("/") + "/")
+    return urllib.parse.urlsplit(address).netloc in {"", "localhost"} and path_of(address).startswith(directory.rstrip("/") + "/")
