@@ -36,7 +36,7 @@ def test_results(program, pulled, command):
 
 
 def test_two_models_are_one_list(program, manifest):
-    (manifest.parent / "second.meta4").write_bytes(manifest.read_bytes().replace(b"tiny</m:name>", b"two</m:name>"))
+    (manifest.parent / "second.meta4").write_bytes(manifest.read_bytes().replace(b'm:name="tiny"', b'm:name="two"'))
     shown = program("pull", "tiny.meta4", "second.meta4", "--json", "--quiet")
     assert [model["ref"].partition("#")[0] for model in shown.json] == ["tiny.meta4", "second.meta4"]
 

@@ -209,7 +209,7 @@ def test_the_last_frame_is_the_final_state(capsys, monkeypatch, terminal):
 def test_the_bar_says_when_it_verifies(capsys, monkeypatch, terminal):
     last = frames(show(capsys, ProgressMode.RICH, HALF_WAY + DONE[:2], monkeypatch))[-1]
     assert last.startswith("mistral-7b@v0.1 ━")
-    assert " 50 % verifying a.bin" in last
+    assert re.search(r" 50 % verifying a\.b(in|…)$", last.rstrip())
 
 
 def test_a_bar_of_a_verification_alone(capsys, monkeypatch, terminal):
