@@ -259,4 +259,5 @@ def _is_within(address: str, base_url: str) -> bool:
         return posixpath.normpath(urllib.parse.unquote(urllib.parse.urlsplit(url).path))
 
     directory = posixpath.dirname(path_of(base_url))
-    return urllib.parse.urlsplit(address).netloc in {"", "localhost"} and path_of(address).startswith(directory.rstrip("/") + "/")
+    is_here = urllib.parse.urlsplit(address).netloc in {"", "localhost"}
+    return is_here and path_of(address).startswith(directory.rstrip("/") + "/")

@@ -109,8 +109,9 @@ def test_the_shape_is_the_one_rfc_5854_gives() -> None:
     assert (url.get("priority"), url.text) == ("1", "https://a.example/w.bin")
     (torrent,) = element.findall(f"{space}metaurl")
     assert (torrent.get("mediatype"), torrent.text) == ("torrent", "https://a.example/m.torrent")
-    # Ours come in a namespace of their own, so others skip them.
-    assert [child.tag for child in root if child.tag.startswith(f"{{{metalink.OUR_NAMESPACE}}}")]
+    # Ours come in a namespace of their own, and not as elements: aria2c would take those for files.
+    assert {name for name in root.attrib if name.startswith(f"{{{metalink.OUR_NAMESPACE}}}")}
+    assert {child.tag for child in root} == {f"{space}generator", f"{space}file"}
 
 
 def test_what_other_programs_write_is_read() -> None:

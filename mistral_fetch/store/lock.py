@@ -12,7 +12,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mistral_fetch.errors import StoreLocked
@@ -88,8 +88,9 @@ def _try_lock(descriptor: int) -> bool:
 
 def _write_owner(descriptor: int, doing: str) -> None:
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "doing": doing, "since": int(time.time())}
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+    with suppress(OSError):  # a full disk: the lock is held without its note, and the work will say what is wrong
+        os.ftruncate(descriptor, 0)
+        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
 
 
 def describe_owner(path: Path) -> str:

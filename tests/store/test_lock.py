@@ -129,3 +129,12 @@ def test_an_owner_s_note_is_replaced_whole(tmp_path: Path) -> None:
     (tmp_path / "m").write_bytes(b"x" * 4000)
     take(tmp_path / "m")
     assert describe_owner(tmp_path / "m").startswith(f"process {os.getpid()} on ")
+
+
+def test_a_full_disk_does_not_keep_anybody_from_the_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", full)
+    take(tmp_path / "m")
+    assert describe_owner(tmp_path / "m") == "a process that left no name"
