@@ -185,6 +185,12 @@ class Download:
         self._handle = None
         self._session = None
 
+    def recheck(self) -> None:
+        """Begin to hash every wanted byte again, as it lies in the files; what is wrong is then fetched anew."""
+        self._running_handle.flush_cache()
+        self._wait_for(CacheFlushed, FLUSH_TIMEOUT_SECONDS)
+        self._running_handle.force_recheck()
+
     def watch_blocks(self) -> None:
         """Tell of every block from now on, not only of pieces."""
         pack: Any = {"alert_mask": ALERT_MASK | BLOCK_ALERTS}

@@ -45,6 +45,8 @@ REPORT_SECONDS = 0.25
 RECONNECT_SECONDS = 2.0
 # How long to be without anybody before a suspect is tried again: libtorrent may still be connecting to others.
 LONELY_SECONDS = 2.0
+# How often finished files may turn out wrong on the disk before the disk is blamed.
+MAX_PROOFS = 3
 
 
 @dataclass
@@ -63,7 +65,8 @@ class Transfer:
     """One run of one download.
 
     ``paths`` are the wanted files' names for the events, by file index; ``check_stop`` is called often and raises to
-    end the run.
+    end the run. ``proves_files`` is set when nothing but the torrent vouches for a file: pieces are verified in
+    memory before they are written, so the finished files are then read back and verified once more.
     """
 
     download: Download
@@ -73,6 +76,7 @@ class Transfer:
     label: str
     report: Report
     check_stop: Callable[[], None]
+    proves_files: bool = False
     attribution: Attribution = field(init=False)
     received: dict[int, int] = field(default_factory=dict)
     verified: dict[int, int] = field(default_factory=dict)
@@ -94,6 +98,8 @@ class Transfer:
         try:
             self._wait_until_checked()
             self._wait_until_finished()
+            if self.proves_files:
+                self._prove()
         except StoreError:
             raise  # nothing more can be written; the next run checks what is there
         except BaseException:
@@ -101,6 +107,22 @@ class Transfer:
             raise
         self.download.stop()
         self._tell_uploads()
+
+    def _prove(self) -> None:
+        """Read the finished files back until every byte on the disk is right; what is not is fetched anew."""
+        for _attempt in range(MAX_PROOFS):
+            self.report(Notice("reading the finished files back to check them against the torrent"))
+            self.has_finished = False
+            self.download.recheck()
+            self._wait_until_checked()
+            if self.download.status().is_finished:
+                return
+            self._wait_until_finished()
+        raise StoreError(
+            f"the disk does not keep what was written to it: {self.label}",
+            detail=f"expected finished files to stay right, got other bytes {MAX_PROOFS} times",
+            hint="check the disk and the memory of this machine, then run it again",
+        )
 
     def _wait_until_checked(self) -> None:
         began = time.monotonic()

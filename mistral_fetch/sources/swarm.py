@@ -81,7 +81,9 @@ class SwarmSource:
         download = Download(metainfo, data_paths, self._state_directory, self._settings)
         paths = {index: target.entry.path for index, target in by_index.items()}
         try:
-            Transfer(download, metainfo, paths, self._settings, self.label, report, stop.check).run()
+            # A file with a sha256 of its own is proved by the store; the others only the torrent can prove.
+            proves = any(target.entry.sha256 is None for target in targets)
+            Transfer(download, metainfo, paths, self._settings, self.label, report, stop.check, proves).run()
         finally:
             download.close()
 

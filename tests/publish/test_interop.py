@@ -68,7 +68,7 @@ def world(tmp_path, tracker):
             tmp_path / "served",
             mirrors=[f"{mirror.base_url}/tiny"],
             trackers=[f"http://127.0.0.1:{tracker.server_port}/announce"],
-            info=ModelInfo(),
+            info=ModelInfo(name="tiny", version="1", licence="Apache-2.0", credit="Somebody & others"),
         )
         settings = SwarmSettings(listen_interfaces="127.0.0.1:0", use_trackers=False, uploads=True)
         seeder = Seeder(parse_metainfo(published.plain_torrent_path.read_bytes()), model, settings)

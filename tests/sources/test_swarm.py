@@ -27,7 +27,7 @@ from mistral_fetch.bittorrent.metainfo import Metainfo, parse_metainfo, wrap_inf
 from mistral_fetch.bittorrent.peers import parse_peer
 from mistral_fetch.bittorrent.seed import Seeder
 from mistral_fetch.bittorrent.settings import SwarmSettings
-from mistral_fetch.digest import Assurance
+from mistral_fetch.digest import Assurance, Digest
 from mistral_fetch.errors import (
     ExitCode,
     IntegrityError,
@@ -570,3 +570,34 @@ def _stop_after(leech, length):
         leech.stop.set()
 
     threading.Thread(target=watch).start()
+
+
+def test_a_finished_file_that_changed_on_the_disk_is_found_and_fetched_again(torrent, seed, leech, monkeypatch):
+    honest = Download.recheck
+    spoiled: list[int] = []
+
+    def spoil_once(download: Download) -> None:
+        if not spoiled:
+            path = leech.target("consolidated.00.pth").partial.data_path
+            with path.open("r+b") as file:
+                file.seek(1_000_000)
+                file.write(b"\0" * 8)
+            spoiled.append(1)
+        honest(download)
+
+    monkeypatch.setattr(Download, "recheck", spoil_once)
+    leech.fetch(torrent, seed(torrent))
+    assert spoiled
+    leech.assert_exact()
+
+
+def test_files_with_a_sha256_of_their_own_are_left_to_the_store(torrent, seed, leech, monkeypatch):
+    monkeypatch.setattr(Download, "recheck", lambda _download: pytest.fail("the store reads them anyway"))
+    targets = []
+    for path in FILES:
+        digest = Digest("sha256", hashlib.sha256(content(path)).hexdigest())
+        target = leech.target(path)
+        targets.append(Target(replace(target.entry, digests=(digest,)), target.partial))
+    source = SwarmSource(torrent, replace(LOOPBACK, peers=(seed(torrent),)), leech.directory / "state")
+    source.fetch(targets, leech.events.append, leech.stop)
+    leech.assert_exact()
