@@ -159,7 +159,7 @@ HOSTILE = {
     "another encoding": document(file()).decode().encode("utf-16") + b"\xff",
     "bytes that are no UTF-8": document(file()).replace(b'"f"', b'"\xe9"'),
     "deep nesting": document("<x>" * 100_000),
-    "deep nesting in a file": document("<file name='f'>" + "<x>" * 20),
+    "deep nesting that is closed again": document("<x>" * 20 + "</x>" * 20, file()),
     "a huge text": document(file(f"<size>{'1' * 70_000}</size>")),
     "a huge size": document(file(f"<size>{10**17}</size>")),
     "a size beyond numbers": document(file(f"<size>{'9' * 5000}</size>")),

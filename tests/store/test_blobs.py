@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import random
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,7 +16,9 @@ from mistral_fetch.events import BytesVerified, Event, ignore_events
 from mistral_fetch.manifest import FileEntry, PieceHashes
 from mistral_fetch.simulators.publisher import PublisherSimulator
 from mistral_fetch.sources.base import StopSignal
+from mistral_fetch.store import blobs
 from mistral_fetch.store.blobs import commit_partial, find_blob
+from mistral_fetch.store.hashing import FileHashes
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.partials import CommittedBlob, Partial
 
@@ -131,3 +135,23 @@ def test_a_blob_that_was_cut_short_is_not_found(layout: Layout) -> None:
 def test_a_blob_that_is_a_directory_is_not_found(layout: Layout, tmp_path: Path) -> None:
     layout.blob("0" * 64).mkdir(parents=True)
     assert find_blob(layout, "0" * 64, 10) is None
+
+
+def test_data_is_synced_before_it_is_hashed_whoever_wrote_it(layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A swarm writes the file by itself: what is hashed from the page cache must be what the disk will hold.
+    partial = filled(layout)
+    steps: list[str] = []
+    fsync, hash_file = os.fsync, blobs.hash_file
+
+    def watch_fsync(descriptor: int) -> None:
+        steps.append(Path(f"/proc/self/fd/{descriptor}").resolve().name)
+        fsync(descriptor)
+
+    def watch_hashing(*arguments: Any) -> FileHashes:
+        steps.append("hashed")
+        return hash_file(*arguments)
+
+    monkeypatch.setattr(os, "fsync", watch_fsync)
+    monkeypatch.setattr(blobs, "hash_file", watch_hashing)
+    commit(layout, partial)
+    assert steps[: steps.index("hashed")].count("data") == 1

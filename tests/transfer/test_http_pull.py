@@ -21,6 +21,7 @@ from mistral_fetch.simulators.publisher import SMALL_PIECE_LENGTH, PublisherSimu
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.partials import Partial
 from mistral_fetch.transfer.pull import PullResult
+from mistral_fetch.units import MIB
 from tests.transfer.conftest import Puller
 
 PIECE = SMALL_PIECE_LENGTH
@@ -126,6 +127,18 @@ def test_bytes_of_an_earlier_run_are_not_blamed_on_the_mirror_that_completes_the
         puller.assert_exact(puller(mirror.url("model.meta4")), PUBLISHER)
     (lie,) = puller.of_kind(SourceLied)
     assert "127.0.0.1" not in lie.source
+
+
+def test_an_honest_mirror_is_not_dropped_for_what_an_earlier_run_left(puller: Puller, tmp_path: Path) -> None:
+    publisher = PublisherSimulator({"weights.bin": random.Random(9).randbytes(5 * MIB)})
+    entry = publisher.manifest(piece_length=None).entry("weights.bin")
+    partial = Partial(Layout(puller.home).partial(f"sha256-{entry.sha256}"), 5 * MIB)
+    partial.put(0, b"\0" * (4 * MIB), "a liar")
+    partial.close()
+    with MirrorSimulator(publisher.files) as honest, MirrorSimulator({}) as empty:
+        manifest = publisher.manifest([honest.base_url, empty.base_url], piece_length=None)
+        (tmp_path / "model.meta4").write_bytes(serialise_metalink(manifest))
+        puller.assert_exact(puller(str(tmp_path / "model.meta4")), publisher)
 
 
 @pytest.mark.parametrize("has_pieces", [True, False])

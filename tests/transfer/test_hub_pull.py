@@ -16,6 +16,7 @@ from mistral_fetch.events import Notice
 from mistral_fetch.simulators.hub import HubRepository, HubSimulator
 from mistral_fetch.simulators.mirror import Fault
 from mistral_fetch.simulators.publisher import PublisherSimulator
+from mistral_fetch.store.snapshots import load_provenance
 from tests.transfer.conftest import Puller, Seed
 
 WEIGHTS = random.Random(9).randbytes(300_000)
@@ -183,6 +184,18 @@ def test_a_catalog_entry_with_every_pin_needs_no_listing(puller: Puller, hub: Hu
     puller.assert_exact(result, MODEL)
     assert (result.key, result.assurance) == ("model@v0.2", "sha256")
     assert hub.requests(f"api/models/org/model/revision/{COMMIT}") == []
+
+
+def test_the_runtime_is_told_of_a_base_model_only_where_somebody_knows(
+    puller: Puller, hub: HubSimulator, tmp_path: Path
+) -> None:
+    """A repository's own files tell whether it chats; a catalog's base model must not be taken for one that does."""
+    unknown = load_provenance(puller("hf:org/model").directory)
+    assert "chat_template" not in unknown
+    catalog = write_catalog(tmp_path / "catalog.json", hub_channel())
+    puller.home = tmp_path / "another"
+    known = load_provenance(puller("model", catalog=catalog).directory)
+    assert known["chat_template"] is None
 
 
 def test_what_the_catalog_leaves_open_is_asked_of_the_hub(puller: Puller, hub: HubSimulator, tmp_path: Path) -> None:
