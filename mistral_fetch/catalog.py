@@ -257,7 +257,7 @@ class _Parser:
             licence=licence.value,
             credit=credit,
             source_url=source_url,
-            chat_template=chat_template.value,
+            chat_template=chat_template.value or "none",
         )
         floor = tensor_bytes.value if tensor_bytes is not None and tensor_bytes.is_usable else None
         release = Release(

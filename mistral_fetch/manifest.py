@@ -98,7 +98,7 @@ class ModelInfo:
     source_url: str = ""
     weight_format: str = ""  # consolidated-pth, consolidated-safetensors, hf-safetensors
     base_model: str = ""
-    chat_template: str = ""  # v1, v3, demo; empty for a base model
+    chat_template: str = ""  # v1, v3, demo; none for a base model; empty where nobody said
 
 
 @dataclass(frozen=True)

@@ -447,7 +447,7 @@ def test_manifest_carries_names_licence_and_addresses_of_the_endpoint(catalog: C
     assert manifest.info.version == "v0.1"
     assert manifest.info.licence == "Apache-2.0"
     assert manifest.info.weight_format == "hf-safetensors"
-    assert manifest.info.chat_template == ""
+    assert manifest.info.chat_template == "none"
     assert manifest.entry("config.json").mirrors[0].url == (
         "https://hf-mirror.com/mistralai/Mistral-7B-v0.1/resolve/27d67f1b5f57dc0953326b2601d68371d40ea8da/config.json"
     )

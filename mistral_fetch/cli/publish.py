@@ -32,7 +32,7 @@ def publish(
     credit: Annotated[str, typer.Option("--credit", metavar="TEXT", help="The credit line to keep.")] = "",
     source_url: Annotated[str, typer.Option("--source-url", metavar="URL", help="Where the model comes from.")] = "",
     chat_template: Annotated[
-        str, typer.Option("--chat-template", metavar="NAME", help="v1, v3, demo; none for a base model.")
+        str, typer.Option("--chat-template", metavar="NAME", help="v1, v3 or demo; none for a base model.")
     ] = "",
 ) -> int:
     """Read a directory of weights once and write its manifest, torrents and checksums."""

@@ -339,11 +339,16 @@ def _provenance(
         "credit": info.credit,
         "source_url": info.source_url,
         "weight_format": info.weight_format,
-        "chat_template": info.chat_template or None,
+        **_chat_template(info.chat_template),
         "content_digest": str(manifest.content_digest()),
         "tool": f"mistral-fetch {__version__}",
         "files": files,
     }
+
+
+def _chat_template(known: str) -> dict[str, str | None]:
+    """Return what the runtime may rely on: null for a base model, no key where the model's own files must tell."""
+    return {"chat_template": None if known == "none" else known} if known else {}
 
 
 class _Ledger:
