@@ -2,8 +2,9 @@
 
 A partial is a directory: ``data`` (full size from the start, sparse), ``journal-*.log`` (one per process,
 see :mod:`mistral_fetch.store.journal`), ``validator`` (what the server called this version of the file),
-``about.json`` and ``lock`` (see below) and, once the blob exists, ``committed.json``. Sources write through :meth:`Partial.put`; a source with its own
-engine (the swarm) writes ``data_path`` itself and proves its pieces in its own way.
+``about.json`` and ``lock`` (see below) and, once the blob exists, ``committed.json``. Sources write through
+:meth:`Partial.put`; a source with its own engine (the swarm) writes ``data_path`` itself and proves its pieces
+in its own way.
 """
 
 from __future__ import annotations
