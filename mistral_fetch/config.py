@@ -143,9 +143,10 @@ def _parse_toml(path: Path, text: str) -> dict[str, Any]:
     else:
         import tomli as tomllib
     try:
-        return tomllib.loads(text)
+        values: dict[str, Any] = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _bad_file(path, str(error)) from error
+    return values
 
 
 def _bad_file(path: Path, detail: str) -> ConfigError:
