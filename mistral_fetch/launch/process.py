@@ -6,13 +6,16 @@ import os
 import signal
 import subprocess
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from types import FrameType
+from typing import TypeVar
 
 from mistral_fetch.errors import ExitCode, RuntimeFailed
 from mistral_fetch.launch.cpu import usable_threads
 from mistral_fetch.launch.locate import Interpreter
 
+_Result = TypeVar("_Result")
 _FORWARDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
 
 # What ``python -m mistral_runtime`` would do, minus two dangers: the current directory is no place to import
@@ -64,7 +67,7 @@ def run_runtime(interpreter: Interpreter, command: str, options: Sequence[str], 
     """
     with _signals_passed_on() as follow:
         process = follow(_start(interpreter, command, options, positionals, stdout=None))
-        code = process.wait()
+        code = _in_the_background(process.wait)
     return _explain(code)
 
 
@@ -78,7 +81,7 @@ def capture_runtime(
     """
     with _signals_passed_on() as follow:
         process = follow(_start(interpreter, command, options, positionals, stdout=subprocess.PIPE))
-        output, _ = process.communicate()
+        output, _ = _in_the_background(process.communicate)
     return _explain(process.returncode), output
 
 
@@ -106,6 +109,19 @@ def _start(
             detail=f"expected a program that runs, got: {error}",
             hint="mistral-fetch doctor shows which interpreter is used",
         ) from error
+
+
+def _in_the_background(work: Callable[[], _Result]) -> _Result:
+    """Do blocking work in another thread, so that this one looks up twice a second.
+
+    Python runs signal handlers between bytecodes: a signal that arrives just before a blocking call begins would
+    otherwise wait for the call's end, which here is the end of the runtime.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        future = pool.submit(work)
+        while not future.done():
+            wait([future], timeout=0.5)
+        return future.result()
 
 
 @contextmanager
