@@ -24,7 +24,8 @@ _LINKIFIED = re.compile(r"%https?://(?=[0-9A-Fa-f]{2})")
 _SHORTENED = re.compile(r"https?://t\.co/", re.IGNORECASE)
 _TRACKER = re.compile(r"(?:udp|https?)://[^\s/]+(?:/\S*)?", re.IGNORECASE)
 _WEB_SEED = re.compile(r"https?://[^\s/]+(?:/\S*)?", re.IGNORECASE)
-_PEER = re.compile(r"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):\d{1,5}")
+_PORT = r"(?:[1-9]\d{0,3}|[1-5]\d{4}|6[0-4]\d{3}|65[0-4]\d{2}|655[0-2]\d|6553[0-5])"
+_PEER = re.compile(rf"(?:\[[0-9a-fA-F:.]+\]|[A-Za-z0-9.-]+):{_PORT}")
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from mistral_fetch.bittorrent.client import open_session
 from mistral_fetch.bittorrent.magnet import Magnet
 from mistral_fetch.bittorrent.metainfo import Metainfo, parse_metainfo, unsafe, wrap_info
 from mistral_fetch.bittorrent.peers import Endpoint
-from mistral_fetch.bittorrent.settings import SwarmSettings
+from mistral_fetch.bittorrent.settings import SwarmSettings, find_peers_hint
 from mistral_fetch.errors import MetadataTimeout
 
 POLL_SECONDS = 0.1
@@ -48,7 +48,7 @@ def ask_for_metadata(
     with tempfile.TemporaryDirectory(prefix="mistral-fetch-metadata-") as scratch:
         handle = _add(session, _parameters(magnet, settings, peers, scratch))
         try:
-            info = _wait(handle, settings, peers, on_peers, check_stop)
+            info = _wait(handle, magnet, settings, peers, on_peers, check_stop)
         finally:
             session.remove_torrent(handle)
             del handle, session  # before the scratch folder goes
@@ -92,6 +92,7 @@ def _parameters(magnet: Magnet, settings: SwarmSettings, peers: list[Endpoint], 
 
 def _wait(
     handle: lt.torrent_handle,
+    magnet: Magnet,
     settings: SwarmSettings,
     peers: list[Endpoint],
     on_peers: Callable[[int], None],
@@ -113,17 +114,17 @@ def _wait(
             for peer in peers:
                 handle.connect_peer(peer)
         if now - last_answer > settings.no_peers_timeout_seconds or now - started > settings.metadata_timeout_seconds:
-            raise _timeout(count, now - started)
+            raise _timeout(magnet, settings, count, now - started)
         time.sleep(POLL_SECONDS)
     torrent = handle.torrent_file()
     assert torrent is not None, "has_metadata says so"
     return bytes(torrent.info_section())
 
 
-def _timeout(peers: int, seconds: float) -> MetadataTimeout:
+def _timeout(magnet: Magnet, settings: SwarmSettings, peers: int, seconds: float) -> MetadataTimeout:
     answer = f"{peers} peers that do not have it" if peers else "no peer that answers"
     return MetadataTimeout(
-        "no peer sent the torrent's metadata",
+        f"no peer sent the metadata of torrent {magnet.info_hash[:8]}… {magnet.name[:80]}".rstrip(),
         detail=f"expected it within {seconds:.0f} s, got {answer}",
-        hint="use a .torrent file, name a peer with --peer HOST:PORT, or fetch with --via http",
+        hint=find_peers_hint(settings),
     )

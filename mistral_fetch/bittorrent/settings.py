@@ -35,6 +35,12 @@ class SwarmSettings:
     metadata_timeout_seconds: float = 60.0
 
 
+def find_peers_hint(settings: SwarmSettings) -> str:
+    """Return what to type when nobody was found."""
+    look = "" if settings.dht else "look in the public DHT with --dht, "
+    return f"{look}name a seed with --peer HOST:PORT, or fetch from mirrors with --via http"
+
+
 def session_settings(settings: SwarmSettings, *, incoming: bool) -> dict[str, Any]:
     """Return libtorrent's settings for a session, each with its reason where it is not the obvious one."""
     return {

@@ -27,7 +27,7 @@ from mistral_fetch.bittorrent.attribution import Attribution
 from mistral_fetch.bittorrent.client import Download, DownloadStatus, disk_error
 from mistral_fetch.bittorrent.metainfo import Metainfo
 from mistral_fetch.bittorrent.peers import Endpoint, format_peer, parse_peer, resolve_peers
-from mistral_fetch.bittorrent.settings import SwarmSettings
+from mistral_fetch.bittorrent.settings import SwarmSettings, find_peers_hint
 from mistral_fetch.errors import NoPeers, PieceMismatch, Stalled, StoreError, SwarmError
 from mistral_fetch.events import (
     BytesDropped,
@@ -293,7 +293,7 @@ class Transfer:
             )
 
     def _nobody(self, silence: float) -> NoPeers | PieceMismatch:
-        hint = "name a seed with --peer HOST:PORT, or fetch with --via http"
+        hint = find_peers_hint(self.settings)
         if self.attribution.proven:
             address, piece = next(iter(self.attribution.proven.items()))
             path, where = self._where(piece)

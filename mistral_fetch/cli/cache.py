@@ -234,10 +234,12 @@ def remove(
                 detail="expected something to delete, got nothing",
                 hint="mistral-fetch list shows what there is",
             )
-        plan = plan_removal(layout, records, partials)
-        if not dry_run:
+        if dry_run:
+            plan = plan_removal(layout, records, partials)
+        else:
             # Not beside a pull of the same model: a short wait, since nobody likes a hanging rm.
             with locked(layout.lock(key), f"rm {key}", 2.0, front.note, lambda: None):
+                plan = plan_removal(layout, find_refs(layout, key), partials)
                 execute_removal(layout, plan)
         freed += plan.freed_bytes
         plans.append(plan)

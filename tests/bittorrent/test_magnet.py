@@ -37,6 +37,7 @@ PLAIN = {
     "raw tracker": (f"{XT}&tr={TRACKER}", Magnet(V1, None, trackers=(TRACKER,))),
     "web seed": (f"{XT}&ws=http%3A%2F%2Fm.example%2Fa%2Fb", Magnet(V1, None, web_seeds=("http://m.example/a/b",))),
     "peers": (f"{XT}&x.pe=127.0.0.1:6881&x.pe=[::1]:7", Magnet(V1, None, peers=("127.0.0.1:6881", "[::1]:7"))),
+    "a peer's port 65535": (f"{XT}&x.pe=127.0.0.1:65535", Magnet(V1, None, peers=("127.0.0.1:65535",))),
     "unknown topics and fields": (f"{XT}&xt=urn:sha1:abc&xl=5&foo&=&so=0-3", Magnet(V1, None)),
 }
 
@@ -128,3 +129,10 @@ def test_peers_are_resolved_once():
     assert resolve_peers(["127.0.0.1:1", "127.0.0.1:1", "[::1]:2"]) == [("127.0.0.1", 1), ("::1", 2)]
     assert resolve_peers([f"{'a' * 70}.invalid:1"]) == []
     assert [format_peer(parse_peer(text)) for text in ("[::1]:2", "h:1")] == ["[::1]:2", "h:1"]
+
+
+@pytest.mark.parametrize("port", ["0", "65536", "99999", "07", "x"])
+def test_an_impossible_peer_is_left_out_and_said_so(port):
+    magnet = parse_magnet(f"{XT}&x.pe=127.0.0.1:{port}&x.pe=127.0.0.1:7")
+    assert magnet.peers == ("127.0.0.1:7",)
+    assert len(magnet.repairs) == 1
