@@ -11,12 +11,9 @@ import time
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import Any
 
-from mistral_fetch import __version__
-from mistral_fetch.digest import Assurance, Digest
+from mistral_fetch.digest import Assurance
 from mistral_fetch.errors import (
     AllSourcesFailed,
     DigestMismatch,
@@ -27,8 +24,6 @@ from mistral_fetch.errors import (
     UsageError,
 )
 from mistral_fetch.events import (
-    BytesReceived,
-    Event,
     FileVerified,
     Notice,
     Progress,
@@ -38,7 +33,7 @@ from mistral_fetch.events import (
     SourceLied,
     TransferPlanned,
 )
-from mistral_fetch.manifest import FileEntry, Manifest, PieceHashes
+from mistral_fetch.manifest import FileEntry, PieceHashes
 from mistral_fetch.sources.base import Source, StopSignal, Target
 from mistral_fetch.sources.failover import mirror_urls
 from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
@@ -51,6 +46,7 @@ from mistral_fetch.store.partials import LOCK_NAME, CommittedBlob, Partial, desc
 from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
 from mistral_fetch.transfer.offer import Offer, partial_key
 from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, plan_transfer
+from mistral_fetch.transfer.provenance import Delivered, Ledger, describe_provenance, pin_manifest
 
 # How often a file may turn out wrong as a whole before a source that has no other mirror for it is given up.
 MAX_WHOLE_FILE_FAILURES = 2
@@ -105,7 +101,7 @@ def execute_offer(
     def tell_owner(owner: str) -> None:
         report(Notice(f"waiting for {owner}"))
 
-    ledger = _Ledger(report)
+    ledger = Ledger(report)
     with ExitStack() as locks:
         for directory in _to_lock(layout, offer):
             lock = locked(directory / LOCK_NAME, f"fetch {ref_key}", lock_timeout_seconds, tell_owner, stop.check)
@@ -143,9 +139,10 @@ def _let_go(offer: Offer, ref_key: str, work: Sequence[_Work]) -> None:
             describe_partial(state, ref_key, "state of a torrent", 0)
 
 
-def _publish(layout: Layout, offer: Offer, ref_key: str, work: Sequence[_Work], ledger: _Ledger) -> Acquired:
-    manifest = _pinned(offer.manifest, work)
-    provenance = _provenance(manifest, offer, ref_key, work, ledger)
+def _publish(layout: Layout, offer: Offer, ref_key: str, work: Sequence[_Work], ledger: Ledger) -> Acquired:
+    delivered = [Delivered(item.entry, item.blob, item.assurance) for item in work if item.blob is not None]
+    manifest = pin_manifest(offer.manifest, delivered)
+    provenance = describe_provenance(manifest, offer, ref_key, delivered, ledger.sources)
     directory = write_snapshot(layout, manifest, provenance)
     content_digest = manifest.content_digest().value
     write_ref(layout, RefRecord(ref_key, offer.channel, content_digest, int(time.time())))
@@ -194,7 +191,7 @@ def _announce(layout: Layout, offer: Offer, work: Sequence[_Work], reserve_bytes
 
 
 def _obtain_all(
-    layout: Layout, offer: Offer, work: Sequence[_Work], floor: Assurance, ledger: _Ledger, stop: StopSignal
+    layout: Layout, offer: Offer, work: Sequence[_Work], floor: Assurance, ledger: Ledger, stop: StopSignal
 ) -> None:
     causes: list[MistralFetchError] = []
     for opening in offer.sources:
@@ -227,7 +224,7 @@ def _obtain_from(
     source: Source,
     work: Sequence[_Work],
     floor: Assurance,
-    ledger: _Ledger,
+    ledger: Ledger,
     stop: StopSignal,
 ) -> None:
     """Fetch every missing file from one source, and again what turned out wrong as a whole."""
@@ -245,7 +242,7 @@ def _obtain_from(
             ledger.report(Progress(twin.entry.path, twin.partial.grid.size if twin.blob else 0))
 
 
-def _commit(layout: Layout, offer: Offer, source: Source, item: _Work, ledger: _Ledger, stop: StopSignal) -> None:
+def _commit(layout: Layout, offer: Offer, source: Source, item: _Work, ledger: Ledger, stop: StopSignal) -> None:
     _look_into_store(layout, offer, item)
     if item.blob is not None:
         return  # where locks do not work, another process may have been faster
@@ -296,75 +293,3 @@ def _host(url: str) -> str | None:
         return host_of(url)
     except MirrorError:
         return None  # not an address that anything can come from
-
-
-def _pinned(manifest: Manifest, work: Sequence[_Work]) -> Manifest:
-    """Return the manifest with our own full digests in it (integrity rule 8)."""
-    entries = []
-    for item in work:
-        assert item.blob is not None
-        others = tuple(digest for digest in item.entry.digests if digest.algorithm != "sha256")
-        digests = (Digest("sha256", item.blob.sha256), *others)
-        pieces = item.blob.pieces if item.blob.pieces.length else None
-        entries.append(replace(item.entry, digests=digests, pieces=pieces))
-    return manifest.with_files(entries)
-
-
-def _provenance(
-    manifest: Manifest, offer: Offer, ref_key: str, work: Sequence[_Work], ledger: _Ledger
-) -> dict[str, Any]:
-    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-    info = manifest.info
-    files = [
-        {
-            "path": item.entry.path,
-            "size": item.blob.size,
-            "sha256": item.blob.sha256,
-            "assurance": item.assurance.label,
-            "promised": [str(digest) for digest in item.entry.digests],
-            "sources": sorted(ledger.sources.get(item.entry.path, {"this cache"})),
-            "verified_at": now,
-        }
-        for item in work
-        if item.blob is not None
-    ]
-    return {
-        "schema": 1,
-        "ref": ref_key,
-        "channel": offer.channel,
-        "identity": offer.identity,
-        "name": info.name,
-        "version": info.version,
-        "licence": info.licence,
-        "credit": info.credit,
-        "source_url": info.source_url,
-        "weight_format": info.weight_format,
-        **_chat_template(info.chat_template),
-        "content_digest": str(manifest.content_digest()),
-        "tool": f"mistral-fetch {__version__}",
-        "files": files,
-    }
-
-
-def _chat_template(known: str) -> dict[str, str | None]:
-    """Return what the runtime may rely on: null for a base model, no key where the model's own files must tell."""
-    return {"chat_template": None if known == "none" else known} if known else {}
-
-
-class _Ledger:
-    """Passes events on and remembers who sent what, for the provenance."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self.sources: dict[str, set[str]] = {}
-        self.received_bytes = 0
-
-    def report(self, event: Event) -> None:
-        if isinstance(event, BytesReceived):
-            self.sources.setdefault(event.path, set()).add(event.source)
-            self.received_bytes += event.length
-        self._report(event)
-
-    def forget_senders(self, path: str) -> list[str]:
-        """Return who sent the bytes of a file that are about to be discarded, and count them no longer."""
-        return sorted(self.sources.pop(path, ()))

@@ -1,0 +1,100 @@
+"""Where a model came from and what vouches for it: collected during a transfer, written beside the files. No I/O."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timezone
+from typing import Any
+
+from mistral_fetch import __version__
+from mistral_fetch.digest import Assurance, Digest
+from mistral_fetch.events import BytesReceived, Event, Report
+from mistral_fetch.manifest import FileEntry, Manifest
+from mistral_fetch.store.partials import CommittedBlob
+from mistral_fetch.transfer.offer import Offer
+
+
+@dataclass(frozen=True)
+class Delivered:
+    """A file that is now a blob: what was promised of it, what it is, and what proved it."""
+
+    entry: FileEntry
+    blob: CommittedBlob
+    assurance: Assurance
+
+
+class Ledger:
+    """Passes events on and remembers who sent what."""
+
+    def __init__(self, report: Report) -> None:
+        self._report = report
+        self.sources: dict[str, set[str]] = {}
+        self.received_bytes = 0
+
+    def report(self, event: Event) -> None:
+        """Take one event in, and pass it on."""
+        if isinstance(event, BytesReceived):
+            self.sources.setdefault(event.path, set()).add(event.source)
+            self.received_bytes += event.length
+        self._report(event)
+
+    def forget_senders(self, path: str) -> list[str]:
+        """Return who sent the bytes of a file that are about to be discarded, and count them no longer."""
+        return sorted(self.sources.pop(path, ()))
+
+
+def pin_manifest(manifest: Manifest, delivered: Sequence[Delivered]) -> Manifest:
+    """Return the manifest with our own full digests in it (integrity rule 8)."""
+    entries = []
+    for file in delivered:
+        others = tuple(digest for digest in file.entry.digests if digest.algorithm != "sha256")
+        digests = (Digest("sha256", file.blob.sha256), *others)
+        pieces = file.blob.pieces if file.blob.pieces.length else None
+        entries.append(replace(file.entry, digests=digests, pieces=pieces))
+    return manifest.with_files(entries)
+
+
+def describe_provenance(
+    manifest: Manifest,
+    offer: Offer,
+    ref_key: str,
+    delivered: Sequence[Delivered],
+    sources: Mapping[str, set[str]],
+) -> dict[str, Any]:
+    """Return the content of ``PROVENANCE.json`` (``docs/store-format.md``)."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    info = manifest.info
+    files = [
+        {
+            "path": file.entry.path,
+            "size": file.blob.size,
+            "sha256": file.blob.sha256,
+            "assurance": file.assurance.label,
+            "promised": [str(digest) for digest in file.entry.digests],
+            "sources": sorted(sources.get(file.entry.path, {"this cache"})),
+            "verified_at": now,
+        }
+        for file in delivered
+    ]
+    return {
+        "schema": 1,
+        "ref": ref_key,
+        "channel": offer.channel,
+        "identity": offer.identity,
+        "name": info.name,
+        "version": info.version,
+        "licence": info.licence,
+        "credit": info.credit,
+        "source_url": info.source_url,
+        "weight_format": info.weight_format,
+        **_chat_template(info.chat_template),
+        "content_digest": str(manifest.content_digest()),
+        "tool": f"mistral-fetch {__version__}",
+        "files": files,
+    }
+
+
+def _chat_template(known: str) -> dict[str, str | None]:
+    """Return what the runtime may rely on: null for a base model, no key where the model's own files must tell."""
+    return {"chat_template": None if known == "none" else known} if known else {}
