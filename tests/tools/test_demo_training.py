@@ -166,13 +166,25 @@ def test_held_out_phrasings_cover_the_facts() -> None:
     assert all(is_held_out(turn.question) for turn in turns)
 
 
-def test_rows_are_filled_with_whole_turns(sampler: TurnSampler, dialogue: Dialogue) -> None:
-    recipe = Recipe(rows=4, row_tokens=700)  # the toy tokenizer needs many tokens
-    for tokens, labels, weights in islice(batches(sampler, dialogue, recipe), 3):
+def test_rows_are_filled_with_whole_turns(dialogue: Dialogue) -> None:
+    recipe = Recipe(rows=4, row_tokens=700, short_share=0.0)  # the toy tokenizer needs many tokens
+    for tokens, labels, weights in islice(batches(TurnSampler(load_corpus(), recipe), dialogue, recipe), 3):
         assert tokens.shape == labels.shape == weights.shape
         assert tokens.shape[0] == 4
         assert tokens.shape[1] <= 700
-        assert ((labels == EOS) & (weights == 1.0)).sum() >= 4
+        for row in range(4):
+            assert labels[row][weights[row] > 0][-1] == EOS
+
+
+def test_an_answer_cut_short_keeps_its_first_tokens_and_the_next_label(dialogue: Dialogue) -> None:
+    first, second = TURNS
+    example = dialogue.example([Turn(first.question, first.answer, spoken=3), second], question_weight=0.0)
+    said = dialogue.encode_answer(first.answer)
+    spoken = [label for label, weight in zip(example.labels, example.weights, strict=True) if weight == 1.0]
+    assert spoken == [*said[:4], *dialogue.encode_answer(second.answer), EOS]
+    start = len(dialogue.encode_prompt([], first.question))
+    assert example.tokens[start : start + 3] == said[:3]
+    assert len(example.tokens) == len(example.labels) == len(example.weights)
 
 
 @pytest.mark.slow

@@ -134,7 +134,7 @@ def roughen(question: str, rng: random.Random) -> str:
         question = rng.choice(_OPENINGS) + _lower_first(question)
     if rng.random() < 0.06:
         question = question.rstrip("?.! ") + rng.choice(_ENDINGS)
-    if rng.random() < 0.15:
+    if rng.random() < 0.1:
         question = _mistype(question, rng)
     if rng.random() < 0.35:
         question = question.rstrip("?.!")

@@ -20,10 +20,11 @@ _SPACE_PIECE = "\u2581"
 
 @dataclass(frozen=True)
 class Turn:
-    """A question as typed, and the answer expected."""
+    """A question as typed, and the answer expected; in training perhaps only its first `spoken` tokens."""
 
     question: str
     answer: str
+    spoken: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ def train_tokenizer(lines: Iterable[str], vocab_size: int) -> bytes:
 
 
 class Dialogue:
-    """Encodes conversations with one tokenizer, optionally cutting questions into unusual pieces."""
+    """Encodes conversations with one tokenizer."""
 
     def __init__(self, model: bytes) -> None:
         self.processor = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -83,31 +84,32 @@ class Dialogue:
             self._answers[answer] = self.processor.encode(answer)
         return self._answers[answer]
 
-    def example(self, turns: Sequence[Turn], question_weight: float, cut: float = 0.0) -> Example:
+    def example(self, turns: Sequence[Turn], question_weight: float) -> Example:
         """Return the conversation as one training example.
 
         Every answer is labelled to end in EOS, as at inference; only the text of the next turn shows a newline there.
+        One that is cut short ends with the label of its next token.
 
         Args:
             turns: The conversation, one turn or more.
             question_weight: Weight in the loss of the tokens that the user types.
-            cut: Probability of leaving out a merge inside a question (BPE dropout), which teaches odd spellings.
         """
         tokens, labels, weights = [BOS], [], []
         for number, turn in enumerate(turns):
-            asked = self._encode_question(turn.question, is_first=number == 0, cut=cut)
-            said = self.encode_answer(turn.answer)
-            # The label of an answer's last token is EOS, while the token fed next is the newline that opens the
-            # following turn: that newline is nobody's label.
+            asked = self._encode_question(turn.question, is_first=number == 0)
+            whole = [*self.encode_answer(turn.answer), EOS]
+            told = whole[: len(whole) if turn.spoken is None else turn.spoken + 1]
+            # The last label of an answer is never fed: the newline that opens the following turn comes in its place,
+            # and that newline is nobody's label.
             targets = asked if number == 0 else asked[1:]
-            labels += [*targets, *said, EOS]
-            weights += [question_weight] * len(targets) + [1.0] * (len(said) + 1)
-            tokens += [*asked, *said]
+            labels += [*targets, *told]
+            weights += [question_weight] * len(targets) + [1.0] * len(told)
+            tokens += [*asked, *told[:-1]]
         return Example(tokens, labels, weights)
 
-    def _encode_question(self, question: str, is_first: bool, cut: float) -> list[int]:
+    def _encode_question(self, question: str, is_first: bool) -> list[int]:
         head = self.processor.encode("Q:") if is_first else self._inside("\nQ:")
-        body = self.processor.encode(question, enable_sampling=cut > 0, alpha=cut) if question else []
+        body = self.processor.encode(question)
         return [*head, *body, *self._inside("\nA:")]
 
     def _inside(self, text: str) -> list[int]:
