@@ -161,7 +161,7 @@ def _parse(name: str, value: Any, where: str) -> Any:
         raise ConfigError(
             f"the setting {where} cannot be used",
             detail=str(error),
-            hint="mistral-fetch --help lists the settings; docs/configuration.md explains them",
+            hint="mistral-fetch COMMAND --help lists the flags; docs/configuration.md explains the settings",
         ) from error
 
 

@@ -4,13 +4,23 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals
-from mistral_fetch.errors import ExitCode, NotFoundError, NotInCache
+from mistral_fetch.errors import (
+    AssuranceTooLow,
+    ExitCode,
+    IntegrityError,
+    ManifestError,
+    NotFoundError,
+    NotInCache,
+    StoreError,
+    UsageError,
+)
 from mistral_fetch.ref import DirectoryRef, parse_ref
 from mistral_fetch.units import format_duration, format_size
 
@@ -19,9 +29,27 @@ if TYPE_CHECKING:
     from mistral_fetch.store.snapshots import RefRecord
 
 
+_VERIFY_EXIT_CODES = (
+    "Exit codes: 0 all right, 2 usage, 3 nothing to verify, 20 bad manifest, 32 a file is wrong, 33 no digest."
+)
+
+
+@dataclass(frozen=True)
+class _ToVerify:
+    """A directory to check, and against what: its own manifest when none is given."""
+
+    name: str
+    directory: Path
+    manifest: Any = None
+
+
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    command(app, "verify", epilog="Exit codes: 0 every byte right, 2 usage, 3 not found, 32 a file is wrong.")(verify)
+    command(
+        app,
+        "verify",
+        epilog=_VERIFY_EXIT_CODES,
+    )(verify)
     command(app, "path", epilog="Exit codes: 0 ok, 2 usage, 3 not complete in the cache.")(path)
     command(app, "list", epilog="Exit codes: 0 ok, 2 usage.")(list_models)
     command(app, "rm", epilog="Exit codes: 0 ok, 2 usage, 3 not found, 9 disk, 11 in use by a pull.")(remove)
@@ -37,7 +65,6 @@ def verify(
     """Hash every byte of models again, offline, and name the ranges that are wrong."""
     from mistral_fetch.cli.render import count
     from mistral_fetch.sources.base import StopSignal
-    from mistral_fetch.store.verify import verify_directory
 
     stop = StopSignal()
     undo = stop_on_signals(stop.set)
@@ -45,8 +72,8 @@ def verify(
     try:
         with front.reporter() as report:
             checked = [
-                (name, directory, verify_directory(directory, loaded, report, stop.check))
-                for name, directory, loaded in _to_verify(front, refs, manifest)
+                (item.name, item.directory, _check(item, report, stop.check))
+                for item in _to_verify(front, refs, manifest)
             ]
     finally:
         undo()
@@ -78,7 +105,8 @@ def verify(
     lines = [f"{name}: {verdict.path}: {verdict.problem}" for name, verdict in bad]
     if bad:
         wrong = count(len(bad), "file") + (" is wrong" if len(bad) == 1 else " are wrong")
-        lines.append(f"{wrong}; get them anew with: mistral-fetch rm REF, then mistral-fetch pull REF")
+        how = "get anew what a cache holds with: mistral-fetch pull REF --refresh"
+        lines.append(f"{wrong}; {how}")
     else:
         files = count(sum(len(verdicts) for _, _, verdicts in checked), "file")
         lines.append(f"{files}, {format_size(total)}: every byte is right ({format_duration(seconds)})")
@@ -86,29 +114,58 @@ def verify(
     return int(ExitCode.INTEGRITY if bad else ExitCode.OK)
 
 
-def _to_verify(front: FrontEnd, refs: list[str] | None, manifest: str | None) -> list[tuple[str, Path, Any]]:
+def _to_verify(front: FrontEnd, refs: list[str] | None, manifest: str | None) -> list[_ToVerify]:
     from mistral_fetch.store.layout import Layout
-    from mistral_fetch.store.snapshots import list_refs, load_manifest
+    from mistral_fetch.store.snapshots import list_refs
     from mistral_fetch.transfer.local import require_local
 
     layout = Layout(front.settings.home)
+    directories = [text for text in refs or [] if _is_directory(layout, text)]
+    if manifest and (len(refs or []) != 1 or not directories):
+        raise UsageError(
+            "--manifest goes with one directory",
+            detail=f"expected a directory to check against {manifest}, got {', '.join(refs or []) or 'nothing'}",
+            hint="models in the cache have a manifest of their own: leave --manifest out",
+        )
     if not refs:
         layout.check_version()
-        directories: dict[str, str] = {}
+        names: dict[str, list[str]] = {}
         for record in list_refs(layout):
-            directories.setdefault(record.content_digest, record.key)
-        named = [(key, layout.snapshot(digest)) for digest, key in directories.items()]
-        return [(key, directory, load_manifest(directory)) for key, directory in named]
+            names.setdefault(record.content_digest, []).append(record.key)
+        if not names:
+            raise NotInCache(
+                f"there is nothing to verify in the cache at {layout.home}",
+                detail="expected models, got none",
+                hint="name a directory with its manifest, or another cache with --home DIR",
+            )
+        return [_ToVerify(", ".join(dict.fromkeys(keys)), layout.snapshot(digest)) for digest, keys in names.items()]
     chosen = []
     for text in refs:
-        ref = parse_ref(text)
-        if isinstance(ref, DirectoryRef):
-            directory = Path(ref.path).expanduser()
-            chosen.append((text, directory, _manifest_of_directory(directory, manifest)))
+        if text in directories:
+            directory = Path(text).expanduser()
+            chosen.append(_ToVerify(text, directory, _manifest_of_directory(directory, manifest)))
         else:
-            local = require_local(layout, ref, front.settings, text)
-            chosen.append((local.record.key, local.directory, load_manifest(local.directory)))
+            local = require_local(layout, text, front.settings)
+            chosen.append(_ToVerify(local.record.key, local.directory))
     return chosen
+
+
+def _is_directory(layout: Any, text: str) -> bool:
+    from mistral_fetch.store.snapshots import find_refs
+
+    return not find_refs(layout, text) and isinstance(parse_ref(text), DirectoryRef)
+
+
+def _check(item: _ToVerify, report: Any, check_stop: Any) -> list[Any]:
+    """Return a verdict for every file; a snapshot whose own papers are damaged gets one for those."""
+    from mistral_fetch.store.snapshots import load_manifest
+    from mistral_fetch.store.verify import FileVerdict, verify_directory
+
+    try:
+        manifest = item.manifest or load_manifest(item.directory)
+    except (StoreError, IntegrityError, ManifestError) as error:
+        return [FileVerdict("manifest.meta4", 0, f"{error.what}: {error.detail}")]
+    return verify_directory(item.directory, manifest, report, check_stop)
 
 
 def _manifest_of_directory(directory: Path, named: str | None) -> Any:
@@ -126,7 +183,15 @@ def _manifest_of_directory(directory: Path, named: str | None) -> Any:
             detail=f"expected one .meta4 in it, got {len(candidates)}",
             hint="name the manifest with --manifest FILE",
         )
-    return parse_metalink(read_local_file(str(candidates[0])))
+    loaded = parse_metalink(read_local_file(str(candidates[0])))
+    for entry in loaded.files:
+        if not entry.digests and entry.pieces is None:
+            raise AssuranceTooLow(
+                f"nothing vouches for {entry.path} but its size",
+                detail=f"expected a digest in {candidates[0]}, got none",
+                hint="get a manifest with sha-256 hashes from the publisher",
+            )
+    return loaded
 
 
 def path(front: FrontEnd, ref: Annotated[str, typer.Argument(metavar="REF")]) -> int:
@@ -134,7 +199,7 @@ def path(front: FrontEnd, ref: Annotated[str, typer.Argument(metavar="REF")]) ->
     from mistral_fetch.store.layout import Layout
     from mistral_fetch.transfer.local import require_local
 
-    local = require_local(Layout(front.settings.home), parse_ref(ref), front.settings, ref)
+    local = require_local(Layout(front.settings.home), ref, front.settings)
     front.result({"ref": local.record.key, "directory": str(local.directory)}, str(local.directory))
     return 0
 
@@ -148,6 +213,7 @@ def list_models(
     from mistral_fetch.cli.render import table
     from mistral_fetch.store.gc import allocated_bytes, list_partials
     from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.partials import TORRENT_STATE
     from mistral_fetch.store.snapshots import list_refs
 
     if catalog:
@@ -160,6 +226,7 @@ def list_models(
     partials = [
         {"directory": str(directory), "bytes_on_disk": allocated_bytes(directory), **_about(directory)}
         for directory in list_partials(layout)
+        if _about(directory)["path"] != TORRENT_STATE
     ]
     text = []
     if models:
@@ -184,7 +251,12 @@ def _model_row(layout: Layout, record: RefRecord) -> dict[str, Any]:
     from mistral_fetch.store.snapshots import find_snapshot, load_provenance
 
     directory = find_snapshot(layout, record.content_digest)
-    files = load_provenance(directory).get("files", []) if directory else []
+    files: list[dict[str, Any]] = []
+    if directory is not None:
+        try:
+            files = load_provenance(directory).get("files", [])
+        except StoreError:
+            directory = None
     levels = sorted({str(file.get("assurance")) for file in files})
     return {
         "ref": record.key,
@@ -219,15 +291,16 @@ def remove(
     from mistral_fetch.store.layout import Layout
     from mistral_fetch.store.lock import locked
     from mistral_fetch.store.snapshots import find_refs
-    from mistral_fetch.transfer.local import ref_key
+    from mistral_fetch.transfer.local import local_key
 
     layout = Layout(front.settings.home)
     layout.check_version()
     freed, plans = 0, []
     for text in refs:
-        key = ref_key(parse_ref(text), front.settings)
+        partials = [directory for directory in list_partials(layout) if _about(directory)["ref"] == text]
+        key = text if partials else local_key(layout, text, front.settings)
         records = find_refs(layout, key)
-        partials = [directory for directory in list_partials(layout) if _about(directory)["ref"] == key]
+        partials = partials or [path for path in list_partials(layout) if _about(path)["ref"] == key]
         if not records and not partials:
             raise NotInCache(
                 f"{text} is not in the cache at {layout.home}",

@@ -41,7 +41,7 @@ def doctor(front: FrontEnd) -> int:
     checks = {
         "program": _program,
         "cache": lambda: _cache(front.settings.home),
-        "disk": lambda: _disk(front.settings.home),
+        "disk": lambda: _disk(front.settings.home, front.settings.disk_reserve),
         "links": lambda: _links(front.settings.home),
         "locks": lambda: _locks(front.settings.home),
         "packages": _packages,
@@ -71,23 +71,30 @@ def _program() -> str:
 
 
 def _cache(home: Path) -> str:
+    from mistral_fetch.cli.render import count
     from mistral_fetch.store.layout import Layout
     from mistral_fetch.store.snapshots import list_refs
 
     layout = Layout(home)
     layout.check_version()
-    return f"{home}, {len(list_refs(layout))} models" if home.is_dir() else f"{home}, not made yet"
+    if home.exists() and not home.is_dir():
+        raise NotADirectoryError(f"{home} is not a directory; choose another cache with --home DIR")
+    return f"{home}, {count(len(list_refs(layout)), 'model')}" if home.is_dir() else f"{home}, not made yet"
 
 
 def _existing(home: Path) -> Path:
     return next(path for path in (home, *home.parents) if path.is_dir())
 
 
-def _disk(home: Path) -> str:
+def _disk(home: Path, reserve_bytes: int) -> str:
     directory = _existing(home)
     if not os.access(directory, os.W_OK):
         raise PermissionError(f"{directory} is not writable; choose another cache with --home DIR")
-    return f"{format_size(shutil.disk_usage(directory).free)} free"
+    free = shutil.disk_usage(directory).free
+    if free < reserve_bytes:
+        needed = format_size(reserve_bytes)
+        raise OSError(f"{format_size(free)} free in {directory}, less than the reserve of {needed}; free some space")
+    return f"{format_size(free)} free"
 
 
 def _links(home: Path) -> str:

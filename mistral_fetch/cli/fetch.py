@@ -134,7 +134,7 @@ def run(
         }
     )
     options += [f"--stop={text}" for text in stop or []]
-    options += ["--raw"] * raw + ["--json"] * front.is_json + ["--quiet"] * front.is_quiet
+    options += ["--raw"] * raw + ["--json"] * front.is_json + ["--quiet"] * front.wants_no_text
     return _launch(front, ref, "generate", options, [prompt if prompt is not None else "-"])
 
 
@@ -173,7 +173,7 @@ def chat(
             "--threads": threads,
         }
     )
-    return _launch(front, ref, "chat", options + ["--quiet"] * front.is_quiet, [])
+    return _launch(front, ref, "chat", options + ["--quiet"] * front.wants_no_text, [])
 
 
 def _runtime_options(given: dict[str, Any]) -> list[str]:

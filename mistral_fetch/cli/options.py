@@ -89,14 +89,22 @@ class FrontEnd:
     is_quiet: bool
     has_color: bool
 
+    @property
+    def wants_no_text(self) -> bool:
+        """Return whether lines for people on standard error are unwelcome: asked for quiet, or for NDJSON."""
+        return self.is_quiet or self.progress is ProgressMode.JSON
+
     def result(self, fields: Mapping[str, Any] | list[Any], text: str) -> None:
         """Print the command's result: JSON when asked for, otherwise ``text``. Nothing else goes to stdout."""
         write_out(json.dumps(fields, indent=1, ensure_ascii=False) if self.is_json else text)
 
     def note(self, text: str) -> None:
         """Print a line for people on standard error."""
-        if not self.is_quiet:
-            print(text, file=sys.stderr, flush=True)
+        if self.is_quiet:
+            return
+        if self.progress is ProgressMode.JSON:
+            text = json.dumps({"event": "notice", "text": text}, ensure_ascii=False)
+        print(text, file=sys.stderr, flush=True)
 
     def reporter(self) -> Any:
         """Return a context manager that shows the events it is called with."""

@@ -32,7 +32,6 @@ class TransferView:
     verify_total: int = 0
     received_by_source: dict[str, int] = field(default_factory=dict)
     peers: int = 0
-    _base_bytes: int = 0
     _present: dict[str, int] = field(default_factory=dict)
     _recent: deque[tuple[float, int]] = field(default_factory=deque)
 
@@ -40,8 +39,8 @@ class TransferView:
         """Take one event in."""
         if isinstance(event, TransferPlanned):
             self.label, self.total_bytes = event.label, event.total_bytes
-            self._base_bytes = event.present_bytes
             self.shown_bytes = max(self.shown_bytes, event.present_bytes)
+            self._recent.append((now_seconds, 0))
         elif isinstance(event, Progress):
             self.verifying = ""
             self._present[event.path] = event.present_bytes
@@ -56,17 +55,16 @@ class TransferView:
             self.verifying = ""
         elif isinstance(event, SourceConnected):
             self.peers = max(self.peers, event.peers)
-        # A swarm finds good bytes on disk that no journal knew of: then the totals by file say more.
-        reached = max(self._base_bytes + sum(self.received_by_source.values()), sum(self._present.values()))
-        self.shown_bytes = min(max(self.shown_bytes, reached), self.total_bytes)
+        # Not what was received: a mirror that cannot resume sends again what is here already.
+        self.shown_bytes = min(max(self.shown_bytes, sum(self._present.values())), self.total_bytes)
 
     def rate(self, now_seconds: float) -> float:
         """Return the recent rate in bytes per second."""
         while self._recent and self._recent[0][0] < now_seconds - RATE_WINDOW_SECONDS:
             self._recent.popleft()
-        if not self._recent:
+        if not any(length for _, length in self._recent):
             return 0.0
-        elapsed = max(now_seconds - self._recent[0][0], 0.5)
+        elapsed = max(now_seconds - self._recent[0][0], 0.1)
         return sum(length for _, length in self._recent) / elapsed
 
     def fraction(self) -> float:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mistral_fetch.cli.options import FrontEnd, command
+from mistral_fetch.errors import UsageError
 from mistral_fetch.units import format_size
 
 
@@ -40,6 +42,7 @@ def publish(
     from mistral_fetch.manifest import ModelInfo
     from mistral_fetch.publish.build import publish as publish_directory
 
+    _check_options(licence, chat_template, mirror or [])
     info = ModelInfo(
         name=name or directory.resolve().name,
         version=version,
@@ -69,7 +72,26 @@ def publish(
         f"  {made.manifest_path}",
         f"  {made.torrent_path} (v1 {made.info_hash_v1}, v2 {made.info_hash_v2})",
         f"  {made.plain_torrent_path} (v1 {made.plain_info_hash}, for clients without v2)",
-        f"  {made.checksums_path}",
+        f"  {made.checksums_path} (for sha256sum -c in the model's own directory)",
     ]
+    if not mirror:
+        text.append(f"Serve {out} with the files in {out / made.name} (copied or linked), or give their --mirror")
     front.result(fields, "\n".join(text))
     return 0
+
+
+def _check_options(licence: str, chat_template: str, mirrors: list[str]) -> None:
+    """Refuse what every user of the manifest would stumble over later."""
+    problems = []
+    if chat_template not in {"", "none", "v1", "v3", "demo"}:
+        problems.append(("--chat-template", chat_template, "v1, v3, demo or none"))
+    if licence and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+-]{0,63}", licence):
+        problems.append(("--licence", licence, "an SPDX identifier such as Apache-2.0"))
+    addresses = [url for url in mirrors if not re.match(r"https?://[^/\s]+", url)]
+    problems += [("--mirror", url, "an http or https address") for url in addresses]
+    for option, value, expected in problems:
+        raise UsageError(
+            f"{option} cannot be {value!r}",
+            detail=f"expected {expected}",
+            hint="mistral-fetch publish --help explains the options",
+        )

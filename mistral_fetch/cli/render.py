@@ -179,7 +179,7 @@ class _Bars(Reporter):
 
         self._bars = Bars(
             TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=None),
+            BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
             TextColumn("{task.percentage:>3.0f} %"),
             TextColumn("{task.fields[numbers]}", markup=False),
             console=Console(stderr=True, no_color=not self._has_color, highlight=False, soft_wrap=True),

@@ -7,8 +7,8 @@ from typing import Annotated, Any
 import typer
 
 from mistral_fetch.cli.options import FrontEnd, command
-from mistral_fetch.errors import NotInCache
-from mistral_fetch.ref import CatalogRef, Ref, parse_ref
+from mistral_fetch.errors import NotInCache, UsageError
+from mistral_fetch.ref import CatalogRef, parse_ref
 from mistral_fetch.units import format_size_both
 
 
@@ -26,10 +26,11 @@ def show(
     from mistral_fetch.catalog_show import show_fields, show_text
     from mistral_fetch.transfer.local import settings_catalog
 
-    parsed = parse_ref(ref)
-    held = _held(front, parsed)
+    held = _held(front, ref)
     fields: dict[str, Any] = {}
     text: list[str] = []
+    # A key that ``list`` printed (model.meta4#1a2b...) has no form of its own to parse.
+    parsed = parse_ref(ref) if not held or _is_catalog_name(ref) else None
     if isinstance(parsed, CatalogRef):
         catalog = settings_catalog(front.settings)
         release = catalog.find(parsed.name, parsed.version)
@@ -57,18 +58,26 @@ def list_catalog(front: FrontEnd) -> int:
     return 0
 
 
-def _held(front: FrontEnd, ref: Ref) -> list[dict[str, Any]]:
+def _is_catalog_name(text: str) -> bool:
+    try:
+        return isinstance(parse_ref(text), CatalogRef)
+    except UsageError:
+        return False
+
+
+def _held(front: FrontEnd, text: str) -> list[dict[str, Any]]:
     from mistral_fetch.store.layout import Layout
     from mistral_fetch.store.snapshots import find_refs, find_snapshot, load_provenance
-    from mistral_fetch.transfer.local import ref_key
+    from mistral_fetch.transfer.local import local_key
 
     layout = Layout(front.settings.home)
-    layout.check_version()
     held = []
-    for record in find_refs(layout, ref_key(ref, front.settings)):
+    for record in find_refs(layout, local_key(layout, text, front.settings)):
         directory = find_snapshot(layout, record.content_digest)
         if directory is not None:
-            held.append({"channel": record.channel, "directory": str(directory), **load_provenance(directory)})
+            # What this name was pulled by: the snapshot may since have got the papers of another one.
+            papers = {**load_provenance(directory), "ref": record.key, "channel": record.channel}
+            held.append({"directory": str(directory), **papers})
     return held
 
 
@@ -76,8 +85,8 @@ def _held_text(held: list[dict[str, Any]]) -> str:
     lines = ["In this cache"]
     for model in held:
         lines.append(f"  {model['directory']} (by {model['channel']})")
-        for key in ("licence", "credit"):
-            lines += [f"    {key}: {model[key]}"] if model.get(key) else []
+        for key in ("name", "version", "licence", "credit", "source_url"):
+            lines += [f"    {key.replace('_', ' ')}: {model[key]}"] if model.get(key) else []
         for file in model.get("files", []):
             size = format_size_both(int(file["size"]))
             lines.append(f"    {file['path']}  {size}  {file['assurance']}  sha256:{file['sha256']}")

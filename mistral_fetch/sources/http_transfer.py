@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping
 
 from mistral_fetch.errors import ContentChanged, MirrorError, MirrorUnreachable, RangeRefused, SizeMismatch
-from mistral_fetch.events import BytesDropped, BytesReceived, Progress, Report, SourceConnected, SourceFailed
+from mistral_fetch.events import BytesDropped, BytesReceived, Notice, Progress, Report, SourceConnected, SourceFailed
 from mistral_fetch.sources.assembly import PieceAssembler
 from mistral_fetch.sources.base import StopSignal, Target
 from mistral_fetch.sources.failover import known_size
@@ -121,6 +121,8 @@ class MirrorTransfer:
                 body = body_span(wanted, answer.status, answer.headers, answer.content_length, self._shown)
                 self._check_version(wanted, answer)
                 self._connected()
+                if body.start < wanted.span.start:
+                    self._report(Notice(f"{self.host} cannot resume: it sends the file from its beginning again"))
                 self._receive(wanted, answer, body)
         except SizeMismatch:
             if not self._is_pinned:

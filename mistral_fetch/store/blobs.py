@@ -20,9 +20,9 @@ from pathlib import Path
 
 from mistral_fetch.digest import Digest
 from mistral_fetch.errors import DigestMismatch, IntegrityError, SizeMismatch
-from mistral_fetch.events import BytesVerified, Report
+from mistral_fetch.events import BytesVerified, Notice, Report
 from mistral_fetch.manifest import DEFAULT_PIECE_LENGTH, FileEntry
-from mistral_fetch.store.durable import disk_errors, rename_durably
+from mistral_fetch.store.durable import disk_errors, fsync_directory, rename_durably
 from mistral_fetch.store.hashing import FileHashes, hash_file
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.partials import CommittedBlob, Partial
@@ -35,6 +35,38 @@ def find_blob(layout: Layout, sha256: str, size: int) -> Path | None:
         return path if path.stat().st_size == size else None
     except OSError:
         return None
+
+
+def adopt_blob(
+    layout: Layout, entry: FileEntry, report: Report, check_stop: Callable[[], None]
+) -> CommittedBlob | None:
+    """Take a blob that another model or an earlier pull brought, after reading all of it again.
+
+    A blob that does not have the content it is named by is deleted: whoever links to it gets it anew by pulling.
+
+    Raises:
+        StoreError: The disk refused.
+        Interrupted: ``check_stop`` raised it.
+    """
+    path = find_blob(layout, entry.sha256 or "-", entry.size or 0)
+    if path is None:
+        return None
+
+    def advance(done: int) -> None:
+        check_stop()
+        report(BytesVerified(entry.path, done, entry.size or 0))
+
+    algorithms = {"sha256", *(digest.algorithm for digest in entry.digests)}
+    piece_length = entry.pieces.length if entry.pieces else DEFAULT_PIECE_LENGTH
+    with disk_errors("reading what the cache holds", path):
+        hashes = hash_file(path, sorted(algorithms), piece_length, advance)
+        if hashes.digest("sha256").value != entry.sha256:
+            path.unlink(missing_ok=True)
+            fsync_directory(path.parent)
+            report(Notice(f"{entry.path}: the cache's copy was damaged and is discarded"))
+            return None
+    compare(entry, hashes)
+    return CommittedBlob(hashes.digest("sha256").value, hashes.size, hashes.pieces)
 
 
 def commit_partial(

@@ -41,13 +41,13 @@ def explain_os_error(error: OSError, doing: str, path: Path) -> StoreError:
         return OutOfSpace(
             f"no space left while {doing}: {path}",
             detail=detail,
-            hint="free some space (mistral-fetch list shows what is kept) or choose another --home, then run it again",
+            hint="free some space (mistral-fetch list shows what is kept), or choose another disk with --home or --out",
         )
     if error.errno in _REFUSED:
         return StoreNotWritable(
             f"not allowed to write while {doing}: {path}",
             detail=detail,
-            hint="choose a writable cache with --home DIR or MISTRAL_FETCH_HOME",
+            hint="choose a writable place with --home DIR or MISTRAL_FETCH_HOME (or --out, when publishing)",
         )
     return StoreError(
         f"the disk failed while {doing}: {path}",

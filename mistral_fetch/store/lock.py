@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from urllib.parse import unquote
 
 from mistral_fetch.errors import StoreLocked
 from mistral_fetch.store.durable import disk_errors, make_directory
@@ -65,8 +66,8 @@ def _acquire(
         owner = describe_owner(path)
         if time.monotonic() >= deadline:
             raise StoreLocked(
-                f"another process works on this model: {path.name}",
-                detail=f"waited {timeout_seconds:g} seconds for {owner}",
+                f"another process is working on {_shown(path)}",
+                detail=f"waited {timeout_seconds:g} s for {owner}",
                 hint="wait for it, or stop it; --lock-timeout SECONDS changes how long to wait",
             )
         if not told:
@@ -93,11 +94,16 @@ def _write_owner(descriptor: int, doing: str) -> None:
         os.pwrite(descriptor, json.dumps(owner).encode(), 0)
 
 
+def _shown(path: Path) -> str:
+    """Return the ref that a lock in ``locks/`` stands for; a partial's own lock is known by its directory."""
+    return unquote(path.name if path.parent.name == "locks" else path.parent.name)
+
+
 def describe_owner(path: Path) -> str:
     """Return who holds the lock, in words; the note may be torn, so nothing depends on it."""
     try:
         owner = json.loads(path.read_bytes()[:4096])
         age = max(0, int(time.time()) - int(owner["since"]))
-        return f"process {owner['pid']} on {owner['host']} ({owner['doing']}), since {age} seconds"
+        return f"process {owner['pid']} on {owner['host']} ({owner['doing']}), for {age} s"
     except (OSError, ValueError, KeyError, TypeError):
         return "a process that left no name"

@@ -34,6 +34,8 @@ MAX_PIECE_LENGTH = 64 * MIB
 
 # For people: which model this file belongs to. Nothing is decided by it.
 ABOUT_NAME = "about.json"
+# What ``about.json`` says of a directory that holds no file but a torrent's own state.
+TORRENT_STATE = "state of a torrent"
 # Held by the process that fills the partial, so that one file is not fetched under two names at once.
 LOCK_NAME = "lock"
 
@@ -86,6 +88,14 @@ class Partial:
         last = self.grid.count - 1
         shortfall = self.grid.count * self.grid.piece_length - self.grid.size
         return count * self.grid.piece_length - (shortfall if self.piece_sha256(last) else 0)
+
+    @property
+    def has_bytes(self) -> bool:
+        """Return whether anything lies on the disk, also what a source with its own engine wrote."""
+        try:
+            return self.data_path.stat().st_blocks > 0
+        except OSError:
+            return False
 
     def missing_pieces(self) -> list[int]:
         """Return the indices still to fetch, in order."""

@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from mistral_fetch.digest import Assurance
 from mistral_fetch.errors import IntegrityError, StoreError
 from mistral_fetch.manifest import Manifest
 from mistral_fetch.metalink import parse_metalink, serialise_metalink
@@ -28,6 +29,7 @@ from mistral_fetch.store.layout import Layout, unquote_name
 MANIFEST_NAME = "manifest.meta4"
 PROVENANCE_NAME = "PROVENANCE.json"
 COMPLETE_NAME = ".complete"
+FROM_CACHE = "this cache"
 _LICENCE_TEXTS = {"Apache-2.0": "Apache-2.0.txt"}
 
 
@@ -99,6 +101,7 @@ def write_snapshot(layout: Layout, manifest: Manifest, provenance: Mapping[str, 
     final = layout.snapshot(content_digest)
     existing = find_snapshot(layout, content_digest)
     if existing is not None:
+        _renew_provenance(existing, provenance)
         return existing
     draft = layout.snapshots / f".{content_digest[:16]}-{secrets.token_hex(6)}.tmp"
     with disk_errors("laying out the model", draft):
@@ -115,6 +118,23 @@ def write_snapshot(layout: Layout, manifest: Manifest, provenance: Mapping[str, 
         for abandoned in find_drafts(layout, content_digest):
             shutil.rmtree(abandoned, ignore_errors=True)
     return final
+
+
+def _renew_provenance(directory: Path, provenance: Mapping[str, Any]) -> None:
+    """Let newer papers (licence, credit, prompt format) replace older ones, unless they prove less."""
+    try:
+        old = {str(file["path"]): file for file in load_provenance(directory)["files"]}
+        weakest = min(Assurance.parse(str(file["assurance"])) for file in old.values())
+    except (StoreError, KeyError, TypeError, ValueError):
+        old, weakest = {}, Assurance.SIZE  # damaged: anything is better
+    files = []
+    for file in provenance.get("files", []):
+        before = old.get(file["path"], {}).get("sources")
+        is_from_cache = file["sources"] == [FROM_CACHE] and isinstance(before, list)
+        files.append({**file, "sources": before} if is_from_cache else file)
+    if min((Assurance.parse(file["assurance"]) for file in files), default=Assurance.SIZE) >= weakest:
+        with disk_errors("recording where the model comes from", directory):
+            write_durably(directory / PROVENANCE_NAME, _json_bytes({**provenance, "files": files}))
 
 
 def _move_into_place(layout: Layout, draft: Path, final: Path) -> None:

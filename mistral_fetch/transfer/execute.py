@@ -16,6 +16,7 @@ from pathlib import Path
 from mistral_fetch.digest import Assurance
 from mistral_fetch.errors import (
     AllSourcesFailed,
+    AssuranceTooLow,
     DigestMismatch,
     Interrupted,
     MirrorError,
@@ -37,12 +38,12 @@ from mistral_fetch.manifest import FileEntry, PieceHashes
 from mistral_fetch.sources.base import Source, StopSignal, Target
 from mistral_fetch.sources.failover import mirror_urls
 from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
-from mistral_fetch.store.blobs import commit_partial, find_blob
+from mistral_fetch.store.blobs import adopt_blob, commit_partial, find_blob
 from mistral_fetch.store.durable import disk_errors
 from mistral_fetch.store.gc import list_empty_partials
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
-from mistral_fetch.store.partials import LOCK_NAME, CommittedBlob, Partial, describe_partial
+from mistral_fetch.store.partials import LOCK_NAME, TORRENT_STATE, CommittedBlob, Partial, describe_partial
 from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
 from mistral_fetch.transfer.offer import Offer, partial_key
 from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, plan_transfer
@@ -106,7 +107,7 @@ def execute_offer(
         for directory in _to_lock(layout, offer):
             lock = locked(directory / LOCK_NAME, f"fetch {ref_key}", lock_timeout_seconds, tell_owner, stop.check)
             locks.enter_context(lock)
-        work = [_open_work(layout, offer, entry) for entry in offer.manifest.files]
+        work = [_open_work(layout, offer, entry, report, stop) for entry in offer.manifest.files]
         try:
             _announce(layout, offer, work, disk_reserve_bytes, ledger.report)
             for item in work:
@@ -132,11 +133,11 @@ def _to_lock(layout: Layout, offer: Offer) -> list[Path]:
 def _let_go(offer: Offer, ref_key: str, work: Sequence[_Work]) -> None:
     for item in work:
         item.partial.close_without_recording()
-        if item.blob is None and not item.partial.data_path.exists():
+        if item.blob is None and not item.partial.has_bytes:
             item.partial.remove()  # not begun: nothing to list as unfinished
     for state in offer.scratch():
         if state.is_dir():
-            describe_partial(state, ref_key, "state of a torrent", 0)
+            describe_partial(state, ref_key, TORRENT_STATE, 0)
 
 
 def _publish(layout: Layout, offer: Offer, ref_key: str, work: Sequence[_Work], ledger: Ledger) -> Acquired:
@@ -157,15 +158,20 @@ def _publish(layout: Layout, offer: Offer, ref_key: str, work: Sequence[_Work], 
     return Acquired(directory, content_digest, ledger.received_bytes, weakest)
 
 
-def _open_work(layout: Layout, offer: Offer, entry: FileEntry) -> _Work:
+def _open_work(layout: Layout, offer: Offer, entry: FileEntry, report: Report, stop: StopSignal) -> _Work:
     partial = Partial(layout.partial(partial_key(offer, entry)), entry.size or 0, entry.pieces)
     work = _Work(entry, entry, partial)
-    _look_into_store(layout, offer, work)
+    if partial.committed is None:
+        # Another model's or an earlier pull's: nobody knows what happened to it since, so it is read again.
+        work.blob = adopt_blob(layout, entry, report, stop.check)
+        work.assurance = entry.assurance
+    if work.blob is None:
+        _look_into_store(layout, offer, work)
     return work
 
 
 def _look_into_store(layout: Layout, offer: Offer, item: _Work) -> None:
-    """Take the blob that an earlier run, another model or a twin of the same content brought."""
+    """Take the blob that this transfer's earlier run, a faster process or a twin of the same content brought."""
     entry, committed = item.entry, item.partial.committed
     is_ours = committed is not None and committed.size == entry.size and entry.sha256 in {None, committed.sha256}
     if committed is not None and is_ours and find_blob(layout, committed.sha256, committed.size):
@@ -188,6 +194,8 @@ def _announce(layout: Layout, offer: Offer, work: Sequence[_Work], reserve_bytes
     plan = plan_transfer(offer.manifest.files, states)
     check_disk(plan, shutil.disk_usage(layout.home).free, reserve_bytes, str(layout.home))
     report(TransferPlanned(offer.manifest.info.name or offer.identity, plan.total_bytes, plan.present_bytes, len(work)))
+    for item in work:
+        report(Progress(item.entry.path, item.partial.grid.size if item.blob else item.partial.present_bytes))
 
 
 def _obtain_all(
@@ -209,8 +217,8 @@ def _obtain_all(
             ledger.report(SourceFailed(label, f"{error.what}: {error.detail}", will_retry=False))
     if all(item.blob for item in work):
         return
-    if len(causes) == 1:
-        raise causes[0]
+    if len(causes) == 1 or all(isinstance(cause, AssuranceTooLow) for cause in causes):
+        raise causes[-1]
     raise AllSourcesFailed(
         f"no source could deliver {offer.manifest.info.name or offer.identity}",
         causes,

@@ -9,7 +9,7 @@ from pathlib import Path
 from mistral_fetch.catalog import Catalog, load_catalog, parse_catalog
 from mistral_fetch.config import Settings
 from mistral_fetch.errors import ConfigError, NotFoundError, NotInCache, UsageError
-from mistral_fetch.ref import CatalogRef, DirectoryRef, ManifestRef, Ref, TorrentRef
+from mistral_fetch.ref import CatalogRef, DirectoryRef, ManifestRef, Ref, TorrentRef, parse_ref
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.snapshots import RefRecord, find_refs, find_snapshot
 
@@ -105,17 +105,27 @@ def find_local(layout: Layout, key: str, via: str) -> LocalModel | None:
     return None
 
 
-def require_local(layout: Layout, ref: Ref, settings: Settings, typed: str) -> LocalModel:
-    """Return the complete snapshot of a ref.
+def local_key(layout: Layout, text: str, settings: Settings) -> str:
+    """Return the key of what a person typed: a reference, or a key exactly as ``list`` prints it.
+
+    Raises:
+        UsageError, UnknownModel, NotFoundError: It is neither.
+    """
+    layout.check_version()
+    return text if find_refs(layout, text) else ref_key(parse_ref(text), settings)
+
+
+def require_local(layout: Layout, text: str, settings: Settings) -> LocalModel:
+    """Return the complete snapshot of what a person typed.
 
     Raises:
         NotInCache: It is not (completely) there.
     """
-    found = find_local(layout, ref_key(ref, settings), settings.via)
+    found = find_local(layout, local_key(layout, text, settings), settings.via)
     if found is None:
         raise NotInCache(
-            f"{typed} is not complete in the cache at {layout.home}",
+            f"{text} is not complete in the cache at {layout.home}",
             detail="expected a complete snapshot, got none",
-            hint=f"fetch it with: mistral-fetch pull {typed}",
+            hint=f"fetch it with: mistral-fetch pull {text}",
         )
     return found

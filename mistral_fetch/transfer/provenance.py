@@ -12,6 +12,7 @@ from mistral_fetch.digest import Assurance, Digest
 from mistral_fetch.events import BytesReceived, Event, Report
 from mistral_fetch.manifest import FileEntry, Manifest
 from mistral_fetch.store.partials import CommittedBlob
+from mistral_fetch.store.snapshots import FROM_CACHE
 from mistral_fetch.transfer.offer import Offer
 
 
@@ -72,7 +73,7 @@ def describe_provenance(
             "sha256": file.blob.sha256,
             "assurance": file.assurance.label,
             "promised": [str(digest) for digest in file.entry.digests],
-            "sources": sorted(sources.get(file.entry.path, {"this cache"})),
+            "sources": sorted(sources.get(file.entry.path, {FROM_CACHE})),
             "verified_at": now,
         }
         for file in delivered

@@ -79,7 +79,10 @@ def _already_here(layout: Layout, key: str, settings: Settings) -> PullResult | 
     local = find_local(layout, key, settings.via)
     if local is None:
         return None
-    files = load_provenance(local.directory).get("files", [])
+    try:
+        files = load_provenance(local.directory).get("files", [])
+    except StoreError:
+        return None  # its papers are damaged: pulling writes them anew, and finds the bytes in the cache
     levels = [str(file.get("assurance", "size")) for file in files if isinstance(file, dict)]
     weakest = min(levels, key=_rank, default="size")
     if _rank(weakest) < settings.min_assurance:
@@ -131,6 +134,8 @@ def _try_candidates(
             if watch.has_begun:
                 # Another channel means other files, from their first byte; going on later costs less.
                 break
+            if candidate is not candidates[-1]:
+                report(Notice(f"{candidate.channel}: {error.what}; trying the next channel"))
             continue
         return PullResult(
             key,

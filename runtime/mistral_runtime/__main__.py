@@ -101,7 +101,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             return _dispatch(build_parser().parse_args(argv), interrupts)
         except MistralRuntimeError as error:
-            write_err(str(error))
+            write_err(f"error: {error.what}\n  {error.detail}\n  {error.hint}")
             return error.exit_code
         except ModuleNotFoundError as error:
             missing = _missing_dependency(error)

@@ -124,7 +124,7 @@ def require_template(name: str | None, tokenizer: Tokenizer) -> ChatTemplate:
         raise NoChatTemplate(
             "this is a base model: it continues text and has no chat template",
             detail="expected an instruct model, or evidence of a template in PROVENANCE.json or tokenizer_config.json",
-            hint="use `generate` instead of `chat`, or name a template with --chat-template v1|v3",
+            hint="let it continue a text with `run` (here `generate`), or name a template: --chat-template v1|v3",
         )
     return ChatTemplate(name, tokenizer)
 
