@@ -14,6 +14,7 @@ know the catalog, the hub and the disk: whether a thing exists is found out by w
 from __future__ import annotations
 
 import base64
+import hashlib
 import os
 import re
 from dataclasses import dataclass
@@ -76,7 +77,7 @@ class ManifestRef:
 
     @property
     def key(self) -> str:
-        """Return the URL without credentials, or the absolute path."""
+        """Return the URL without credentials and with its query hashed, or the absolute path."""
         return _location_key(self.location)
 
 
@@ -93,7 +94,7 @@ class TorrentRef:
 
     @property
     def key(self) -> str:
-        """Return the URL without credentials, or the absolute path."""
+        """Return the URL without credentials and with its query hashed, or the absolute path."""
         return _location_key(self.location)
 
 
@@ -141,7 +142,7 @@ def parse_ref(text: str) -> Ref:
         )
     if len(text) > MAX_REF_LENGTH or not text.isprintable():
         reason = f"longer than {MAX_REF_LENGTH} characters or holds control characters"
-        raise _usage(f"cannot use the reference {text[:60]!r}", reason, _FORMS)
+        raise _usage(f"cannot use the reference {_shown(text, 60)!r}", reason, _FORMS)
     # The order matters: explicit prefixes first, then what a file name's ending tells, then paths, then names.
     if text[:7].lower() == "magnet:":
         return _parse_magnet(text)
@@ -167,7 +168,7 @@ def normalize_version(version: str) -> str:
 def _parse_magnet(text: str) -> MagnetRef:
     if _magnet_key(text) is None:
         raise _usage(
-            f"this magnet link holds no info-hash: {text[:80]!r}",
+            f"this magnet link holds no info-hash: {_shown(text, 80)!r}",
             "expected xt=urn:btih: with 40 hexadecimal (or 32 base32) digits, or xt=urn:btmh:1220 with 64",
             "copy the whole link, in quotes: the shell cuts it at every &",
         )
@@ -178,13 +179,13 @@ def _parse_hub(rest: str) -> HubRef:
     repo, at, revision = rest.partition("@")
     if not is_hub_repo(repo):
         raise _usage(
-            f"not a hub repository: {repo[:120]!r}",
+            f"not a hub repository: {_shown(rest)!r}",
             "expected hf:org/repo of letters, digits, '-', '_' and '.', such as hf:mistralai/Mistral-7B-v0.1",
             "copy the name from the repository's page, without the server's address",
         )
     if at and not is_hub_revision(revision):
         raise _usage(
-            f"not a revision: {revision[:120]!r}",
+            f"not a revision: {_shown(revision)!r}",
             "expected a branch, a tag or a commit after '@'",
             f"hf:{repo} alone means its branch {DEFAULT_REVISION}",
         )
@@ -217,7 +218,7 @@ def _parse_url(text: str) -> ManifestRef | TorrentRef:
     parts = _split_url(text)
     if parts.scheme.lower() not in {"http", "https"} or not parts.hostname:
         raise _usage(
-            f"cannot use the address {text[:120]!r}",
+            f"cannot use the address {_shown(text)!r}",
             f"expected http:// or https:// and a host, got the scheme {parts.scheme!r}",
             "write a local file as a plain path",
         )
@@ -227,7 +228,7 @@ def _parse_url(text: str) -> ManifestRef | TorrentRef:
     if path.endswith(".torrent"):
         return TorrentRef(text)
     raise _usage(
-        f"this address is neither a manifest nor a torrent: {text[:120]!r}",
+        f"this address is neither a manifest nor a torrent: {_shown(text)!r}",
         "expected the path to end in .meta4 or .torrent",
         _hub_hint(parts) or "ask the publisher for a .meta4 manifest, or make one: mistral-fetch publish DIR",
     )
@@ -237,8 +238,11 @@ def _split_url(text: str) -> SplitResult:
     try:
         parts = urlsplit(text)
         _ = parts.port  # computed on access, and refused there when it is no number
-    except ValueError as error:
-        raise _usage(f"cannot use the address {text[:120]!r}", str(error), "check the address") from None
+    except ValueError:
+        # The reason of the standard library quotes the address, with what may be a part of a password.
+        raise _usage(
+            f"cannot use the address {_shown(text)!r}", "its host or port cannot be read", "check the address"
+        ) from None
     return parts
 
 
@@ -254,9 +258,9 @@ def _hub_hint(parts: SplitResult) -> str | None:
 def _parse_directory(text: str) -> DirectoryRef:
     if _HUB_SHAPED.fullmatch(text):
         raise AmbiguousRef(
-            f"{text!r} could be a hub repository or a directory",
+            f"{_shown(text)!r} could be a hub repository or a directory",
             detail="expected hf: in front of a repository, or ./ in front of a directory",
-            hint=f"type hf:{text} or ./{text}",
+            hint=f"type hf:{_shown(text)} or ./{_shown(text)}",
         )
     return DirectoryRef(text)
 
@@ -268,14 +272,16 @@ def _parse_catalog(text: str) -> CatalogRef:
             "a bare info-hash is not a reference", "expected a magnet link", f"type magnet:?xt=urn:btih:{text}"
         )
     if name.endswith((".safetensors", ".pth", ".gguf", ".bin", ".tar", ".metalink")):
-        raise _usage(f"{text!r} is a single file", "expected a model", "name the directory it lies in, or a manifest")
+        raise _usage(
+            f"{_shown(text)!r} is a single file", "expected a model", "name the directory it lies in, or a manifest"
+        )
     if not is_catalog_name(name):
-        raise _usage(f"cannot use the reference {text[:120]!r}", "it holds characters that no model name has", _FORMS)
+        raise _usage(f"cannot use the reference {_shown(text)!r}", "it holds characters that no model name has", _FORMS)
     if not at:
         return CatalogRef(name)
     if not is_version(version):
         raise _usage(
-            f"not a version: {version[:120]!r}",
+            f"not a version: {_shown(version)!r}",
             f"expected a version after '@', such as {name}@v0.1",
             f"{name} alone means the catalog's default version",
         )
@@ -299,7 +305,23 @@ def _location_key(location: str) -> str:
         return os.path.abspath(os.path.expanduser(location))  # noqa: PTH100, PTH111
     parts = urlsplit(location)
     host = parts.netloc.rpartition("@")[2].lower()
-    return urlunsplit((parts.scheme.lower(), host, parts.path, parts.query, ""))
+    # A query may be a signature or a token, and keys are stored and listed: its hash tells two of them apart.
+    query = hashlib.sha256(parts.query.encode("utf-8", "surrogatepass")).hexdigest()[:12] if parts.query else ""
+    return urlunsplit((parts.scheme.lower(), host, parts.path, query, ""))
+
+
+def _shown(text: str, limit: int = 120) -> str:
+    """Return what may be printed of a text that may be an address: no userinfo, no values of a query."""
+    address, mark, query = text.partition("#")[0].partition("?")
+    head, slashes, rest = address.rpartition("://")
+    authority, slash, path = rest.partition("/")
+    # An @ further on may end a password that holds a slash or a question mark itself.
+    if slashes and "@" in path + query and ":" in authority.rpartition("@")[2]:
+        return "(an unreadable address)"
+    if slashes:
+        address = head.rpartition("@")[2] + slashes + authority.rpartition("@")[2] + slash + path
+    names = "&".join(pair.partition("=")[0] + "=…" for pair in query.split("&") if "=" in pair)
+    return (address + mark + names)[:limit]
 
 
 def _usage(what: str, detail: str, hint: str) -> UsageError:

@@ -142,7 +142,7 @@ def test_two_plain_parts_are_ambiguous_and_both_ways_out_are_told(text: str) -> 
         ("hf:a/b", "hf:a/b@main"),
         ("hf:A/b@V1", "hf:A/b@V1"),
         ("HTTPS://User:Secret@Host.example/x/M.meta4#part", "https://host.example/x/M.meta4"),
-        ("http://h:81/m.torrent?a=1", "http://h:81/m.torrent?a=1"),
+        ("http://h:81/m.torrent?a=1", "http://h:81/m.torrent?c22fea5d7428"),
         (f"magnet:?dn=x&xt=urn:btih:{HASH.upper()}", f"magnet:btih:{HASH}"),
         (f"magnet:?xt=urn:btih:{HASH_32}&tr=udp://t:1", f"magnet:btih:{HASH}"),
         (f"magnet:?xt=urn:btih:{HASH_32.lower()}", f"magnet:btih:{HASH}"),
@@ -155,6 +155,37 @@ def test_two_plain_parts_are_ambiguous_and_both_ways_out_are_told(text: str) -> 
 )
 def test_keys_are_canonical(text: str, key: str) -> None:
     assert parse_ref(text).key == key
+
+
+def test_a_key_tells_queries_apart_without_showing_them() -> None:
+    first, second = (parse_ref(f"https://me:s3cret@h/m.meta4?sig=s3cret{n}").key for n in (1, 2))
+    assert first != second
+    assert "s3cret" not in first + second
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "https://user:s3cret@host/foo",
+        "ftp://user:s3cret@host/m.meta4",
+        "https://user:s3cret@host:port/m.meta4",
+        "https://user:s3c/s3cret@host/m.meta4",
+        "https://user:?s3cret@host/m.meta4",
+        "https://user:s3cret@[host/m.meta4",
+        "https://host/foo?token=s3cret",
+        "https://host/foo?s3cret",
+        "https://user:s3cret@host/\x1b.meta4",
+        "https://user:s3cret@huggingface.co/a/b",
+        "hf:https://user:s3cret@host/foo",
+        "hf:a/b@https://user:s3cret@host/foo",
+        "name?token=s3cret",
+        "magnet:?dn=x&tr=http://t/announce?passkey=s3cret",
+    ],
+)
+def test_no_message_shows_credentials(text: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse_ref(text)
+    assert "s3c" not in " ".join(caught.value.lines())
 
 
 @pytest.mark.parametrize("name", ["model.meta4", "model.torrent", "./model", "./x/../model"])

@@ -31,7 +31,7 @@ from mistral_fetch.errors import (
 from mistral_fetch.manifest import MAX_FILE_SIZE, MAX_FILES, FileEntry, Manifest, MirrorUrl, ModelInfo
 from mistral_fetch.sources.http_client import Answer, HttpClient, HttpSettings, status_error
 from mistral_fetch.sources.hub_choice import choose_files, weight_format
-from mistral_fetch.sources.urls import origin_of, redact
+from mistral_fetch.sources.urls import origin_of, public_url, redact, without_userinfo
 from mistral_fetch.units import MIB
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -62,7 +62,16 @@ class HubListing:
 
 
 def hub_endpoint(environment: Mapping[str, str] | None = None) -> str:
-    """Return the hub to ask: ``HF_ENDPOINT``, or Hugging Face itself; no slash at its end."""
+    """Return the hub to ask: ``HF_ENDPOINT``, or Hugging Face itself; no slash at its end.
+
+    It comes without credentials: every file's address begins with it, and those are stored and shared.
+    :func:`with_hub_token` binds the credentials to the hub instead.
+    """
+    named = _named_endpoint(environment)
+    return public_url(named).rstrip("/") or named
+
+
+def _named_endpoint(environment: Mapping[str, str] | None) -> str:
     environment = os.environ if environment is None else environment
     return (environment.get("HF_ENDPOINT", "").strip() or DEFAULT_ENDPOINT).rstrip("/")
 
@@ -105,17 +114,21 @@ def _token_path(environment: Mapping[str, str]) -> Path:
 
 
 def with_hub_token(settings: HttpSettings, environment: Mapping[str, str] | None = None) -> HttpSettings:
-    """Return the settings with the user's token bound to the hub's own origin, if there is one.
+    """Return the settings with the user's credentials for the hub bound to its own origin, if there are any.
+
+    A name and a password in ``HF_ENDPOINT`` are the hub's own access and go before the token.
 
     Raises:
         MirrorUnreachable: ``HF_ENDPOINT`` is no address.
         NotAuthorised: The token cannot be one.
     """
     token = load_hub_token(environment)
-    if token is None:
+    named = _named_endpoint(environment)
+    basic = without_userinfo(named)[1] if "@" in named else None
+    authorization = basic or (f"Bearer {token}" if token else None)
+    if authorization is None:
         return settings
-    origin = origin_of(hub_endpoint(environment))
-    return replace(settings, authorizations={**settings.authorizations, origin: f"Bearer {token}"})
+    return replace(settings, authorizations={**settings.authorizations, origin_of(named): authorization})
 
 
 class HubClient:
@@ -196,7 +209,7 @@ def hub_manifest(
         name=repository,
         version=listing.commit,
         licence=listing.licence,
-        source_url=f"{hub.endpoint}/{repository}",
+        source_url=f"{public_url(hub.endpoint)}/{repository}",
         weight_format=weight_format(chosen),
     )
     return Manifest(entries, info)

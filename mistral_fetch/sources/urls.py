@@ -28,6 +28,18 @@ def redact(url: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in shown)[:_MAX_SHOWN]
 
 
+def public_url(url: str) -> str:
+    """Return ``url`` without userinfo, query and fragment: what may be stored, and still leads there if public.
+
+    An address that cannot be read becomes empty, for nobody can tell what of it is a secret.
+    """
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return ""
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2], query="", fragment=""))
+
+
 def origin_of(url: str) -> str:
     """Return scheme, host and port of ``url`` in one spelling: what credentials and blame are bound to.
 

@@ -136,6 +136,17 @@ def test_gated_files_say_what_to_do(
     assert "hf_stranger" not in " ".join(caught.value.lines())
 
 
+def test_credentials_in_the_hubs_address_are_sent_and_never_stored(hub: HubSimulator) -> None:
+    endpoint = hub.base_url.replace("//", "//user:s3cret@")
+    environment = {"HF_ENDPOINT": endpoint + "/?key=s3cret", "HF_TOKEN": "", "HF_TOKEN_PATH": "/nonexistent"}
+    CLIENTS.append(HttpClient(with_hub_token(HttpSettings(), environment)))
+    for address in (hub_endpoint(environment), endpoint):
+        manifest = hub_manifest(HubClient(CLIENTS[-1], address), NAME)
+        assert manifest.info.source_url == f"{hub.base_url}/{NAME}"
+    assert "s3cret" not in repr(hub_manifest(HubClient(CLIENTS[-1], hub_endpoint(environment)), NAME))
+    assert {request.headers["authorization"] for request in hub.requests()} == {"Basic dXNlcjpzM2NyZXQ="}
+
+
 @pytest.mark.parametrize("repository, revision", [("org/none", "main"), (NAME, "v9")])
 def test_unknown_repositories_and_revisions_are_not_found(repository: str, revision: str, hub: HubSimulator) -> None:
     with pytest.raises(UnknownModel) as caught:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from mistral_fetch.errors import MirrorUnreachable
-from mistral_fetch.sources.urls import host_of, is_relative, next_hop, origin_of, redact, without_userinfo
+from mistral_fetch.sources.urls import host_of, is_relative, next_hop, origin_of, public_url, redact, without_userinfo
 
 
 @pytest.mark.parametrize(
@@ -19,6 +19,19 @@ from mistral_fetch.sources.urls import host_of, is_relative, next_hop, origin_of
 def test_what_is_printed_of_an_address(url: str, shown: str) -> None:
     assert redact(url) == shown
     assert "secret" not in redact(url)
+
+
+@pytest.mark.parametrize(
+    "url, public",
+    [
+        ("https://me:secret@host:81/a/m.meta4?sig=secret#secret", "https://host:81/a/m.meta4"),
+        ("https://host/a@b", "https://host/a@b"),
+        ("file:///srv/m.meta4", "file:///srv/m.meta4"),
+        ("http://[broken/secret", ""),
+    ],
+)
+def test_what_is_stored_of_an_address(url: str, public: str) -> None:
+    assert public_url(url) == public
 
 
 def test_an_endless_address_is_cut() -> None:
