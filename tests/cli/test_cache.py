@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+from pathlib import Path
 
 from mistral_fetch import __version__
 
@@ -48,9 +49,16 @@ def test_list_names_a_model_that_lost_a_file(program, pulled):
     assert program("list").out.splitlines()[1].endswith("damaged")
 
 
-def test_list_shows_what_is_unfinished(program, manifest):
-    shutil.rmtree("tiny")
+def leave_unfinished(program):
+    """Begin a pull that ends before the last piece, which its source has wrong."""
+    with Path("tiny/weights.bin").open("r+b") as file:
+        file.seek(-1, os.SEEK_END)
+        file.write(b"\x7f")
     assert program("pull", "tiny.meta4", "--quiet").code != 0
+
+
+def test_list_shows_what_is_unfinished(program, manifest):
+    leave_unfinished(program)
     shown = program("list", "--partial")
     assert shown.code == 0
     heading, *rows = shown.out.splitlines()
@@ -111,7 +119,7 @@ def test_verify_names_the_damaged_range(program, manifest, pulled):
     assert (shown.code, shown.err) == (32, "")
     assert shown.out == (
         f"{key(manifest)}: weights.bin: 1 of 5 pieces differ, the first at bytes [65536, 131072)\n"
-        "1 file is wrong; get them anew with: mistral-fetch rm REF, then mistral-fetch pull REF\n"
+        "1 file is wrong; get anew what a cache holds with: mistral-fetch pull REF --refresh\n"
     )
 
 
@@ -126,9 +134,10 @@ def test_verify_gives_programs_the_damaged_ranges(program, pulled):
     assert files["weights.bin"]["bad_ranges"] == [[0, 65536], [65536, 131072]]
 
 
-def test_verify_of_an_empty_cache_is_right(program):
+def test_verify_of_an_empty_cache_has_nothing_to_vouch_for(program):
     shown = program("verify")
-    assert (shown.code, shown.out) == (0, "0 files, 0 B: every byte is right (0s)\n")
+    assert (shown.code, shown.out) == (3, "")
+    assert shown.err.startswith(f"error: there is nothing to verify in the cache at {program.home}\n")
 
 
 def test_verify_of_a_directory_against_its_manifest(program, manifest):
@@ -176,8 +185,14 @@ def test_rm_keeps_blobs_that_another_model_uses(program, manifest, pulled):
     assert program("verify", "other.meta4", "--quiet").code == 0
 
 
-def test_rm_deletes_what_is_unfinished(program, manifest):
+def test_a_pull_that_brought_nothing_leaves_nothing_unfinished(program, manifest):
     shutil.rmtree("tiny")
     assert program("pull", "tiny.meta4", "--quiet").code != 0
+    assert program("list").out.startswith("the cache is empty")
+
+
+def test_rm_deletes_what_is_unfinished(program, manifest):
+    leave_unfinished(program)
+    assert not program("list").out.startswith("the cache is empty")
     assert program("rm", "tiny.meta4").code == 0
     assert program("list").out.startswith("the cache is empty")

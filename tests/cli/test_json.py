@@ -91,5 +91,6 @@ def test_progress_json_is_one_document_a_line_on_standard_error(program, manifes
     assert names[0] == "transfer-planned"
     assert names[-1] == "snapshot-ready"
     assert {"bytes-received", "bytes-verified", "file-verified"} <= set(names)
-    assert note.endswith("received")
+    assert json.loads(note)["event"] == "notice"
+    assert json.loads(note)["text"].endswith("received")
     assert shown.json["was_complete"] is False

@@ -28,9 +28,11 @@ HALF_WAY = [
     TransferPlanned("mistral-7b@v0.1", 100 * MB, 10 * MB, 2),
     BytesReceived("mirror.example", "a.bin", 30 * MB),
     BytesReceived("swarm", "a.bin", 10 * MB),
+    Progress("a.bin", 50 * MB),
 ]
 DONE = [
     BytesReceived("mirror.example", "a.bin", 50 * MB),
+    Progress("a.bin", 100 * MB),
     BytesVerified("a.bin", 50 * MB, 100 * MB),
     BytesVerified("a.bin", 100 * MB, 100 * MB),
     FileVerified("a.bin", 100 * MB, "ab" * 32, "sha256"),
@@ -48,11 +50,11 @@ def view_of(*events, seconds_apart=1.0):
 def test_the_numbers_half_way():
     view = view_of(*HALF_WAY)
     assert view.fraction() == 0.5
-    assert view.rate(2.0) == 40 * MB  # thirty and ten megabytes in the second between the first and now
-    assert view.eta(2.0) == "1s"
+    assert view.rate(2.0) == 20 * MB  # thirty and ten megabytes in the two seconds since the transfer was planned
+    assert view.eta(2.0) == "2s"
     assert view.split() == "mirror.example 75 %, swarm 25 %"
     assert view.line(2.0) == (
-        "mistral-7b@v0.1: 50 %, 50.0 MB of 100.0 MB, 40.0 MB/s, 1s left, from mirror.example 75 %, swarm 25 %"
+        "mistral-7b@v0.1: 50 %, 50.0 MB of 100.0 MB, 20.0 MB/s, 2s left, from mirror.example 75 %, swarm 25 %"
     )
 
 
@@ -70,8 +72,16 @@ def test_shown_bytes_never_go_backwards_nor_beyond_the_end():
     view = view_of(*HALF_WAY)
     view.apply(Progress("a.bin", 5 * MB), 3.0)
     assert view.shown_bytes == 50 * MB
-    view.apply(BytesReceived("swarm", "a.bin", 500 * MB), 4.0)
+    view.apply(Progress("a.bin", 500 * MB), 4.0)
     assert view.shown_bytes == 100 * MB
+
+
+def test_bytes_that_are_sent_again_are_received_but_not_shown():
+    """A mirror that cannot resume begins anew: the bar waits until it is past what was there."""
+    view = view_of(*HALF_WAY)
+    view.apply(BytesReceived("mirror.example", "a.bin", 40 * MB), 3.0)
+    assert view.shown_bytes == 50 * MB
+    assert view.received_by_source["mirror.example"] == 70 * MB
 
 
 def test_bytes_that_a_swarm_finds_on_disk_count():
@@ -99,15 +109,14 @@ def show(capsys, mode, events, monkeypatch, *, quiet=False, seconds_apart=1.0, c
 def test_plain_lines(capsys, monkeypatch):
     assert show(capsys, ProgressMode.PLAIN, HALF_WAY + DONE, monkeypatch).splitlines() == [
         "mistral-7b@v0.1: 10 %, 10.0 MB of 100.0 MB",
-        "mistral-7b@v0.1: 40 %, 40.0 MB of 100.0 MB, 60.0 MB/s, 1s left, from mirror.example",
-        "mistral-7b@v0.1: 50 %, 50.0 MB of 100.0 MB, 40.0 MB/s, 1s left, from mirror.example 75 %, swarm 25 %",
-        "mistral-7b@v0.1: 100 %, 100.0 MB of 100.0 MB, 45.0 MB/s, from mirror.example 89 %, swarm 11 %",
+        "mistral-7b@v0.1: 50 %, 50.0 MB of 100.0 MB, 13.3 MB/s, 4s left, from mirror.example 75 %, swarm 25 %",
+        "mistral-7b@v0.1: 100 %, 100.0 MB of 100.0 MB, 18.0 MB/s, from mirror.example 89 %, swarm 11 %",
         "verifying a.bin",
     ]
 
 
 def test_plain_lines_are_few(capsys, monkeypatch):
-    small = [BytesReceived("m", "a.bin", 90_000)] * 1000
+    small = [Progress("a.bin", 10 * MB + number * 90_000) for number in range(1, 1001)]
     lines = show(capsys, ProgressMode.PLAIN, [HALF_WAY[0], *small], monkeypatch, seconds_apart=0.01).splitlines()
     assert len(lines) == 1 + 18  # one for every 5 % of the ninety that came
     slow = [BytesReceived("m", "a.bin", 10)] * 100
@@ -146,9 +155,9 @@ def test_json_lines_carry_totals(capsys, monkeypatch):
         "present_bytes": 10 * MB,
         "file_count": 2,
     }
-    received = [line for line in lines if line["event"] == "bytes-received"]
-    assert received[-1]["done_bytes"] == 100 * MB
-    assert received[-1]["received_by_source"] == {"mirror.example": 80 * MB, "swarm": 10 * MB}
+    counted = [line for line in lines if line["event"] in {"bytes-received", "progress"}]
+    assert counted[-1]["done_bytes"] == 100 * MB
+    assert counted[-1]["received_by_source"] == {"mirror.example": 80 * MB, "swarm": 10 * MB}
     assert lines[-1] == {"event": "snapshot-ready", "directory": "/home/x", "content_digest": "ab" * 32}
 
 
@@ -207,7 +216,7 @@ def test_the_last_frame_is_the_final_state(capsys, monkeypatch, terminal):
 
 
 def test_the_bar_says_when_it_verifies(capsys, monkeypatch, terminal):
-    last = frames(show(capsys, ProgressMode.RICH, HALF_WAY + DONE[:2], monkeypatch))[-1]
+    last = frames(show(capsys, ProgressMode.RICH, HALF_WAY + DONE[:3], monkeypatch))[-1]
     assert last.startswith("mistral-7b@v0.1 ━")
     assert re.search(r" 50 % verifying a\.b(in|…)$", last.rstrip())
 

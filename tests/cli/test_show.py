@@ -43,7 +43,8 @@ def test_names_stand_for_versions(program):
 def test_show_of_a_pulled_file_tells_where_every_byte_came_from(program, pulled):
     shown = program("show", "tiny.meta4")
     assert (shown.code, shown.err) == (0, "")
-    assert shown.out.startswith(f"In this cache\n  {pulled} (by manifest)\n    licence: Apache-2.0\n")
+    assert shown.out.startswith(f"In this cache\n  {pulled} (by manifest)\n    name: tiny\n")
+    assert "\n    licence: Apache-2.0\n" in shown.out
     assert "weights.bin  281.6 kB  sha256  sha256:" in shown.out
     assert "from local files, verified 20" in shown.out
 
