@@ -52,6 +52,13 @@ class ExitCode(IntEnum):
     INTERRUPTED = 130
 
 
+def printable(text: str) -> str:
+    """Return text that cannot move a terminal's cursor: what is not printable is escaped."""
+    if text.isprintable():
+        return text
+    return "".join(character if character.isprintable() else repr(character)[1:-1] for character in text)
+
+
 def kebab_case(class_name: str) -> str:
     """Return ``DigestMismatch`` as ``digest-mismatch``: the names scripts see."""
     return re.sub(r"(?<!^)(?=[A-Z])", "-", class_name).lower()
@@ -81,7 +88,8 @@ class MistralFetchError(Exception):
 
     def lines(self) -> tuple[str, str, str]:
         """Return the three lines every front end prints, each one free of line breaks."""
-        return tuple(" ".join(text.split()) for text in (self.what, self.detail, self.hint))  # type: ignore[return-value]
+        what, detail, hint = (printable(" ".join(text.split())) for text in (self.what, self.detail, self.hint))
+        return what, detail, hint
 
 
 class UsageError(MistralFetchError):

@@ -287,7 +287,7 @@ def remove(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and touch nothing.")] = False,
 ) -> int:
     """Delete models, their unfinished files, and every blob that no other model uses."""
-    from mistral_fetch.store.gc import execute_removal, list_partials, plan_removal
+    from mistral_fetch.store.gc import execute_removal, held_for_removal, list_partials, plan_removal
     from mistral_fetch.store.layout import Layout
     from mistral_fetch.store.lock import locked
     from mistral_fetch.store.snapshots import find_refs
@@ -312,8 +312,10 @@ def remove(
         else:
             # Not beside a pull of the same model: a short wait, since nobody likes a hanging rm.
             with locked(layout.lock(key), f"rm {key}", 2.0, front.note, lambda: None):
-                plan = plan_removal(layout, find_refs(layout, key), partials)
-                execute_removal(layout, plan)
+                with held_for_removal(layout, plan_removal(layout, find_refs(layout, key), partials)):
+                    # Once more, now that no pull can take up what is about to go.
+                    plan = plan_removal(layout, find_refs(layout, key), partials)
+                    execute_removal(layout, plan)
         freed += plan.freed_bytes
         plans.append(plan)
     doomed = [str(item) for plan in plans for item in (*plan.snapshots, *plan.blobs, *plan.partials)]

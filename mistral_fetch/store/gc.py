@@ -7,14 +7,16 @@ nobody names, never a name without its bytes.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from mistral_fetch.errors import MistralFetchError
 from mistral_fetch.store.durable import disk_errors, fsync_directory
 from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.partials import described_ref
+from mistral_fetch.store.lock import locked
+from mistral_fetch.store.partials import LOCK_NAME, described_ref
 from mistral_fetch.store.snapshots import RefRecord, find_drafts, list_refs, load_manifest
 
 
@@ -41,6 +43,25 @@ def plan_removal(layout: Layout, records: Sequence[RefRecord], partials: Sequenc
     snapshots = [layout.snapshot(digest) for digest in doomed if layout.snapshot(digest).is_dir()]
     freed = sum(blob.stat().st_size for blob in blobs) + sum(allocated_bytes(path) for path in partials)
     return RemovalPlan(tuple(records), (*snapshots, *drafts), tuple(blobs), tuple(partials), freed)
+
+
+@contextmanager
+def held_for_removal(layout: Layout, plan: RemovalPlan) -> Iterator[None]:
+    """Hold the files of a plan alone, so that no pull adopts or fills what is about to go.
+
+    A pull holds the locks of its files' partials from before it looks for their blobs until its ref is written.
+
+    Raises:
+        StoreLocked: A pull uses one of the files.
+    """
+    homes = {layout.partial(f"sha256-{blob.name}") for blob in plan.blobs}
+    with ExitStack() as locks:
+        for directory in sorted({*homes, *plan.partials}):
+            lock = locked(directory / LOCK_NAME, "rm", 0.0, lambda _owner: None, lambda: None)
+            locks.enter_context(lock)
+        yield
+        for directory in homes:
+            shutil.rmtree(directory, ignore_errors=True)  # made for its lock
 
 
 def execute_removal(layout: Layout, plan: RemovalPlan) -> None:

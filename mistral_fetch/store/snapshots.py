@@ -192,6 +192,9 @@ def link_blob(blob: Path, link: Path, final_link: Path) -> None:
         os.link(blob, link)
     except OSError:
         shutil.copyfile(blob, link)
+        link.chmod(0o444)
+        with link.open("rb") as copy:
+            os.fsync(copy.fileno())
 
 
 def write_ref(layout: Layout, record: RefRecord) -> None:

@@ -34,7 +34,7 @@ from mistral_fetch.events import (
     SourceLied,
     TransferPlanned,
 )
-from mistral_fetch.manifest import FileEntry, PieceHashes
+from mistral_fetch.manifest import FileEntry
 from mistral_fetch.sources.base import Source, StopSignal, Target
 from mistral_fetch.sources.failover import mirror_urls
 from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
@@ -45,7 +45,7 @@ from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
 from mistral_fetch.store.partials import LOCK_NAME, TORRENT_STATE, CommittedBlob, Partial, describe_partial
 from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
-from mistral_fetch.transfer.offer import Offer, partial_key
+from mistral_fetch.transfer.offer import Offer, names_content, partial_key
 from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, plan_transfer
 from mistral_fetch.transfer.provenance import Delivered, Ledger, describe_provenance, pin_manifest
 
@@ -114,6 +114,8 @@ def execute_offer(
                 if item.blob is None:
                     describe_partial(item.partial.directory, ref_key, item.entry.path, item.partial.grid.size)
             _obtain_all(layout, offer, work, floor, ledger, stop)
+            for item in work:  # what an earlier run brought was let in by the floor of that run
+                check_assurance((item.entry,), item.assurance, floor)
         finally:
             _let_go(offer, ref_key, work)
         return _publish(layout, offer, ref_key, work, ledger)
@@ -125,8 +127,7 @@ def _to_lock(layout: Layout, offer: Offer) -> list[Path]:
     Bytes that no piece hash vouches for are checked only as a whole file. A second writer would go on writing
     them into what the first one has just published.
     """
-    missing = [entry for entry in offer.manifest.files if not find_blob(layout, entry.sha256 or "-", entry.size or 0)]
-    largest = sorted(missing, key=lambda entry: -(entry.size or 0))[:MAX_LOCKS]
+    largest = sorted(offer.manifest.files, key=lambda entry: -(entry.size or 0))[:MAX_LOCKS]
     return sorted({layout.partial(partial_key(offer, entry)) for entry in largest})  # one order for all: no deadlock
 
 
@@ -160,25 +161,23 @@ def _publish(layout: Layout, offer: Offer, ref_key: str, work: Sequence[_Work], 
 
 def _open_work(layout: Layout, offer: Offer, entry: FileEntry, report: Report, stop: StopSignal) -> _Work:
     partial = Partial(layout.partial(partial_key(offer, entry)), entry.size or 0, entry.pieces)
+    if partial.committed is not None and not names_content(offer, entry):
+        partial.reset()  # the name is an address's, and what lies at an address changes
     work = _Work(entry, entry, partial)
-    if partial.committed is None:
-        # Another model's or an earlier pull's: nobody knows what happened to it since, so it is read again.
-        work.blob = adopt_blob(layout, entry, report, stop.check)
-        work.assurance = entry.assurance
-    if work.blob is None:
-        _look_into_store(layout, offer, work)
+    _look_into_store(layout, offer, work, report, stop)
     return work
 
 
-def _look_into_store(layout: Layout, offer: Offer, item: _Work) -> None:
-    """Take the blob that this transfer's earlier run, a faster process or a twin of the same content brought."""
+def _look_into_store(layout: Layout, offer: Offer, item: _Work, report: Report, stop: StopSignal) -> None:
+    """Take the blob that this transfer's earlier run committed, or else one of another model, read again as a whole."""
     entry, committed = item.entry, item.partial.committed
     is_ours = committed is not None and committed.size == entry.size and entry.sha256 in {None, committed.sha256}
     if committed is not None and is_ours and find_blob(layout, committed.sha256, committed.size):
         item.blob, item.assurance = committed, max(entry.assurance, _source_assurance(offer, entry))
-    elif entry.sha256 and find_blob(layout, entry.sha256, entry.size or 0):
-        pieces = entry.pieces or PieceHashes(0, ())
-        item.blob, item.assurance = CommittedBlob(entry.sha256, entry.size or 0, pieces), Assurance.SHA256
+        return
+    # Nobody knows what happened to it since, and what is promised besides its sha256 may be false.
+    item.blob = adopt_blob(layout, entry, report, stop.check)
+    item.assurance = entry.assurance
 
 
 def _source_assurance(offer: Offer, entry: FileEntry) -> Assurance:
@@ -246,12 +245,12 @@ def _obtain_from(
         for item in reversed(turn):
             _commit(layout, offer, source, item, ledger, stop)
         for twin in (item for item in missing if item not in turn):
-            _look_into_store(layout, offer, twin)
+            _look_into_store(layout, offer, twin, ledger.report, stop)
             ledger.report(Progress(twin.entry.path, twin.partial.grid.size if twin.blob else 0))
 
 
 def _commit(layout: Layout, offer: Offer, source: Source, item: _Work, ledger: Ledger, stop: StopSignal) -> None:
-    _look_into_store(layout, offer, item)
+    _look_into_store(layout, offer, item, ledger.report, stop)
     if item.blob is not None:
         return  # where locks do not work, another process may have been faster
     try:

@@ -43,3 +43,9 @@ def partial_key(offer: Offer, entry: FileEntry) -> str:
             return f"{algorithm}-{digest.value}"
     name = hashlib.sha256(f"{offer.identity}\n{entry.path}".encode()).hexdigest()
     return f"{offer.identity[:60]}-{name[:24]}"
+
+
+def names_content(offer: Offer, entry: FileEntry) -> bool:
+    """Return whether a file's partial is named by what it holds, not by the address it comes from."""
+    has_digest = any(entry.digest(algorithm) for algorithm in ("sha256", "gitsha1"))
+    return has_digest or offer.identity.startswith(("btih-", "btmh-"))

@@ -11,6 +11,7 @@ from mistral_fetch import __version__
 from mistral_fetch.digest import Assurance, Digest
 from mistral_fetch.events import BytesReceived, Event, Report
 from mistral_fetch.manifest import FileEntry, Manifest
+from mistral_fetch.sources.urls import public_url
 from mistral_fetch.store.partials import CommittedBlob
 from mistral_fetch.store.snapshots import FROM_CACHE
 from mistral_fetch.transfer.offer import Offer
@@ -46,13 +47,15 @@ class Ledger:
 
 
 def pin_manifest(manifest: Manifest, delivered: Sequence[Delivered]) -> Manifest:
-    """Return the manifest with our own full digests in it (integrity rule 8)."""
+    """Return the manifest with our own full digests in it (integrity rule 8), its addresses without secrets."""
     entries = []
     for file in delivered:
         others = tuple(digest for digest in file.entry.digests if digest.algorithm != "sha256")
         digests = (Digest("sha256", file.blob.sha256), *others)
         pieces = file.blob.pieces if file.blob.pieces.length else None
-        entries.append(replace(file.entry, digests=digests, pieces=pieces))
+        mirrors = tuple(replace(mirror, url=public_url(mirror.url)) for mirror in file.entry.mirrors)
+        links = tuple(replace(link, url=public_url(link.url)) for link in file.entry.torrents)
+        entries.append(replace(file.entry, digests=digests, pieces=pieces, mirrors=mirrors, torrents=links))
     return manifest.with_files(entries)
 
 
@@ -87,7 +90,7 @@ def describe_provenance(
         "version": info.version,
         "licence": info.licence,
         "credit": info.credit,
-        "source_url": info.source_url,
+        "source_url": public_url(info.source_url),
         "weight_format": info.weight_format,
         **_chat_template(info.chat_template),
         "content_digest": str(manifest.content_digest()),

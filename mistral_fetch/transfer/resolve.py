@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
+from urllib.parse import urlsplit
 
 from mistral_fetch.catalog_values import ArchiveChannel, Channel, HubChannel, TorrentChannel
 from mistral_fetch.config import Settings
@@ -50,7 +52,7 @@ class Resolver:
                 )
             )
         )
-        self._hub = HubClient(self._http, hub_endpoint())
+        self._hub = HubClient(self._http, hub_endpoint(), stop=stop)
         self._torrents = TorrentResolver(layout, settings, self._http, report, stop)
 
     def __enter__(self) -> Resolver:
@@ -158,10 +160,10 @@ class Resolver:
                 detail=f"expected mirrors or torrents that --via {self._settings.via} allows, got none",
                 hint="leave --via out, or put the manifest beside its files",
             )
-        name = manifest.info.name or Path(ref.location).name.removesuffix(".meta4")
+        name = manifest.info.name or Path(urlsplit(ref.location).path).name.removesuffix(".meta4")
         manifest = replace(manifest, info=replace(manifest.info, name=name))
         scratch = self._torrents.state_directories
-        return Offer("manifest", f"manifest-{ref.location}", manifest, sources, scratch)
+        return Offer("manifest", f"manifest-{hashlib.sha256(data).hexdigest()[:32]}", manifest, sources, scratch)
 
     def _with_sizes(self, manifest: Manifest) -> Manifest:
         """Ask the mirrors for sizes that the manifest leaves out (RFC 5854 makes them optional)."""
@@ -176,7 +178,7 @@ class Resolver:
                 continue
             self._stop.check()
             try:
-                answer = self._http.head(mirror.url)
+                answer = self._http.head(mirror.url, stop=self._stop)
             except (TransferError, AccessError) as error:
                 reasons.append(f"{error.what}: {error.detail}")
                 continue

@@ -60,18 +60,14 @@ class TorrentResolver:
 
     def sources_of(self, manifest: Manifest) -> list[Callable[[], Source]]:
         """Return a source for each torrent that holds all files of a manifest, fetched only when its turn comes."""
-        links = [{link.url: link.path for link in entry.torrents} for entry in manifest.files]
-        shared = [url for url in (links[0] if links else {}) if all(url in urls for urls in links)]
-        loaded: list[Metainfo] = []
+        links = [{link.url: link for link in entry.torrents} for entry in manifest.files]
+        shared = [link for url, link in (links[0] if links else {}).items() if all(url in urls for urls in links)]
+        # A hybrid and a plain v1 torrent of the same files have swarms of their own: stronger proof first.
+        ordered = sorted(shared, key=lambda link: not link.needs_v2)
+        return [partial(self._linked_source, link.url) for link in ordered]
 
-        def open_nth(index: int) -> Source:
-            if not loaded:
-                # A hybrid and a plain v1 torrent of the same files have swarms of their own: stronger proof first.
-                torrents = [self._load_link(url) for url in shared]
-                loaded.extend(sorted(torrents, key=lambda torrent: -torrent.assurance))
-            return self._source(loaded[index])
-
-        return [partial(open_nth, index) for index in range(len(shared))]
+    def _linked_source(self, url: str) -> Source:
+        return self._source(self._load_link(url))
 
     def state_directories(self) -> list[Path]:
         """Return the state directories of the torrents opened so far."""
