@@ -16,7 +16,7 @@ from xml.parsers import expat
 
 from mistral_fetch.digest import Digest
 from mistral_fetch.errors import MalformedManifest
-from mistral_fetch.manifest import FileEntry, Manifest, MirrorUrl, ModelInfo, PieceHashes, TorrentLink
+from mistral_fetch.manifest import MAX_FILES, FileEntry, Manifest, MirrorUrl, ModelInfo, PieceHashes, TorrentLink
 from mistral_fetch.units import MIB
 
 METALINK_NAMESPACE = "urn:ietf:params:xml:ns:metalink"
@@ -127,6 +127,14 @@ class _FileDraft:
     mirrors: list[MirrorUrl] = field(default_factory=list)
     torrents: list[TorrentLink] = field(default_factory=list)
 
+    def add_digest(self, digest: Digest) -> None:
+        known = next((other for other in self.digests if other.algorithm == digest.algorithm), None)
+        if known is None:
+            self.digests.append(digest)
+        elif known != digest:
+            # At once: a document may hold a million of them, and each would be compared with all before it.
+            raise ValueError(f"expected one {digest.algorithm} of {self.path[:120]!r}, got two that differ")
+
     def entry(self) -> FileEntry:
         pieces = PieceHashes(self.piece_length, tuple(self.pieces)) if self.pieces is not None else None
         return FileEntry(self.path, self.size, tuple(self.digests), pieces, tuple(self.mirrors), tuple(self.torrents))
@@ -172,6 +180,8 @@ class _Reader:
             raise ValueError(f"expected at most {MAX_DEPTH} nested elements")
         self._attributes, self._text, self._text_length = attributes, [], 0
         if self._path == ["metalink", "file"]:
+            if len(self.files) >= MAX_FILES:
+                raise ValueError(f"expected at most {MAX_FILES} files, got more")
             self._file = _FileDraft(attributes.get("name", ""))
         elif self._path == ["metalink", "file", "pieces"] and self._file is not None:
             self._start_pieces(self._file, attributes)
@@ -204,9 +214,8 @@ class _Reader:
             file.size = _parse_count(text, "a size")
         elif name == "hash":
             algorithm = _HASH_NAMES.get(self._attributes.get("type", ""))
-            digest = Digest(algorithm, text.lower()) if algorithm else None
-            if digest is not None and digest not in file.digests:
-                file.digests.append(digest)  # two that contradict each other are the manifest's to refuse
+            if algorithm:
+                file.add_digest(Digest(algorithm, text.lower()))
         elif name == "pieces/hash" and self._in_sha256_pieces and file.pieces is not None:
             file.pieces.append(Digest("sha256", text.lower()).value)
         elif name == "url":

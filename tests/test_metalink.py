@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mistral_fetch import metalink
 from mistral_fetch.digest import Digest
 from mistral_fetch.errors import MalformedManifest, ManifestError, UnsafePath
-from mistral_fetch.manifest import FileEntry, Manifest, MirrorUrl, ModelInfo, PieceHashes, TorrentLink
+from mistral_fetch.manifest import MAX_FILES, FileEntry, Manifest, MirrorUrl, ModelInfo, PieceHashes, TorrentLink
 from mistral_fetch.metalink import METALINK_NAMESPACE, parse_metalink, serialise_metalink
 
 NAMESPACE = f'xmlns="{METALINK_NAMESPACE}"'
@@ -310,3 +310,23 @@ def test_unknown_elements_are_skipped_wherever_they_are() -> None:
 def test_digests_that_no_metalink_can_hold_are_left_out_of_it() -> None:
     entry = FileEntry("f", 1, (Digest("gitsha1", "0" * 40),))
     assert parse_metalink(serialise_metalink(Manifest((entry,)))).files[0].digests == ()
+
+
+def test_a_second_digest_that_differs_ends_the_reading_at_once() -> None:
+    # Compared with all before it, each of so many would take minutes; after the second, nothing is read on.
+    many = "".join(f"<hash type='md5'>{n:032x}</hash>" for n in range(2)) + "<hash type='md5'>never read</hash>"
+    with pytest.raises(MalformedManifest) as caught:
+        parse_metalink(document(file(many)))
+    assert "one md5 of 'f', got two that differ" in caught.value.detail
+
+
+def test_a_digest_may_be_repeated() -> None:
+    (entry,) = parse_metalink(document(file(f"<hash type='sha-256'>{SHA256}</hash>" * 3))).files
+    assert entry.digests == (Digest("sha256", SHA256),)
+
+
+def test_reading_stops_at_one_file_too_many() -> None:
+    # Two of one name would be refused as a clash, had the list been read to its end.
+    with pytest.raises(MalformedManifest) as caught:
+        parse_metalink(document("<file name='a'/>" * (MAX_FILES + 1)))
+    assert caught.value.detail == f"expected at most {MAX_FILES} files, got more"
