@@ -8,6 +8,7 @@ mirror answers an error page to foreign ones); bodies arrive as sent, never deco
 
 from __future__ import annotations
 
+import math
 import socket
 import ssl
 import threading
@@ -136,14 +137,18 @@ class HttpClient:
         Raises:
             NotAModelFile: It is larger than the limit.
             AccessError, MirrorError, OfflineRefused: It cannot be had.
+            Interrupted: ``stop`` was set.
         """
         stop = stop or StopSignal()
         self._refuse_offline(url)
-        with breaking_off(self, stop):
-            return retrying(lambda: self._get_bytes(url, limit_bytes, headers), self.settings.retry, stop)
+
+        def ask() -> bytes:
+            with self._in_time(url, stop):
+                return self._get_bytes(url, limit_bytes, headers)
+
+        return retrying(ask, self.settings.retry, stop)
 
     def _get_bytes(self, url: str, limit_bytes: int, headers: Mapping[str, str] | None) -> bytes:
-        deadline = time.monotonic() + self.settings.metadata_timeout_seconds
         body = bytearray()
         with self.stream(url, headers) as answer:
             if answer.status != 200:
@@ -154,29 +159,57 @@ class HttpClient:
                 body += chunk
                 if len(body) > limit_bytes:
                     raise too_large(url, limit_bytes)
-                if time.monotonic() > deadline:
-                    raise too_slow(url, self.settings.metadata_timeout_seconds)
         return bytes(body)
 
-    def head(self, url: str, headers: Mapping[str, str] | None = None, *, only_relative: bool = False) -> Answer:
+    @contextmanager
+    def _in_time(self, url: str, stop: StopSignal) -> Iterator[None]:
+        """Bound one metadata read as a whole, the wait for its headers included."""
+        seconds = self.settings.metadata_timeout_seconds
+        deadline = time.monotonic() + seconds
+        with breaking_off(self, stop, deadline):
+            try:
+                yield
+            except MirrorError as error:
+                stop.check()
+                if time.monotonic() >= deadline:
+                    raise too_slow(url, seconds) from error
+                raise
+        # A body that ends with its connection looks complete when the connection was broken off.
+        stop.check()
+        if time.monotonic() >= deadline:
+            raise too_slow(url, seconds)
+
+    def head(
+        self,
+        url: str,
+        headers: Mapping[str, str] | None = None,
+        *,
+        only_relative: bool = False,
+        stop: StopSignal | None = None,
+    ) -> Answer:
         """Return status and headers.
 
         Args:
             url: The address.
             headers: Further request headers.
             only_relative: Return a redirect to another server as the answer instead of following it.
+            stop: Ends the wait at once when it is set.
 
         Raises:
             AccessError, MirrorError, OfflineRefused: The server cannot be asked.
+            Interrupted: ``stop`` was set.
         """
+        stop = stop or StopSignal()
+        self._refuse_offline(url)
 
         def ask() -> Answer:
-            with self._request("HEAD", url, headers, only_relative=only_relative) as answer:
+            request = self._request("HEAD", url, headers, only_relative=only_relative)
+            with self._in_time(url, stop), request as answer:
                 if isinstance(error := status_error(answer), PassingStatus):
                     raise error
                 return answer
 
-        return retrying(ask, self.settings.retry)
+        return retrying(ask, self.settings.retry, stop)
 
     @contextmanager
     def stream(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[Answer]:
@@ -287,13 +320,17 @@ def _new_client(settings: HttpSettings) -> httpx.Client:
 
 
 @contextmanager
-def breaking_off(client: HttpClient, stop: StopSignal) -> Iterator[None]:
-    """Break the client's connections when a stop is asked for: a silent mirror must not hold up Ctrl-C."""
+def breaking_off(client: HttpClient, stop: StopSignal, deadline: float = math.inf) -> Iterator[None]:
+    """Break the client's connections when a stop is asked for: a silent mirror must not hold up Ctrl-C.
+
+    The same happens from ``deadline`` (monotonic seconds) on: a mirror that goes on sending interim answers
+    is never silent, and the read timeout never passes.
+    """
     is_over = threading.Event()
 
     def watch() -> None:
         while not is_over.wait(_STOP_CHECK_SECONDS):
-            if stop.is_set():
+            if stop.is_set() or time.monotonic() >= deadline:
                 client.break_connections()
 
     watcher = threading.Thread(target=watch, name="stop-watcher", daemon=True)

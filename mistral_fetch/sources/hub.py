@@ -28,14 +28,25 @@ from mistral_fetch.errors import (
     NotAuthorised,
     UnknownModel,
 )
-from mistral_fetch.manifest import MAX_FILE_SIZE, MAX_FILES, FileEntry, Manifest, MirrorUrl, ModelInfo
+from mistral_fetch.manifest import (
+    MAX_FILE_SIZE,
+    MAX_FILES,
+    RESERVED_NAMES,
+    FileEntry,
+    Manifest,
+    MirrorUrl,
+    ModelInfo,
+    validate_path,
+)
+from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.sources.http_client import Answer, HttpClient, HttpSettings, status_error
 from mistral_fetch.sources.hub_choice import choose_files, weight_format
 from mistral_fetch.sources.urls import origin_of, public_url, redact, without_userinfo
 from mistral_fetch.units import MIB
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-MAX_LISTING_BYTES = 32 * MIB
+# Ten thousand files take about 3 MB; parsed, hostile JSON of this size stays under 400 MiB of memory.
+MAX_LISTING_BYTES = 4 * MIB
 _MAX_TOKEN_BYTES = 4096
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -137,10 +148,12 @@ class HubClient:
     Args:
         client: The door to the web; its settings hold the token (:func:`with_hub_token`).
         endpoint: The hub's address.
+        stop: Ends every wait for the hub when it is set.
     """
 
-    def __init__(self, client: HttpClient, endpoint: str = DEFAULT_ENDPOINT) -> None:
+    def __init__(self, client: HttpClient, endpoint: str = DEFAULT_ENDPOINT, stop: StopSignal | None = None) -> None:
         self._client = client
+        self._stop = stop
         self.endpoint = endpoint.rstrip("/")
 
     def list_files(self, repository: str, revision: str = "main") -> HubListing:
@@ -150,12 +163,14 @@ class HubClient:
             UnknownModel: There is no such repository or revision.
             AccessError: It is private or gated.
             MalformedManifest: The answer is not a listing.
+            UnsafePath: A file's name would leave its directory or cannot be printed.
             MirrorError, OfflineRefused: The hub cannot be asked.
+            Interrupted: The stop signal was set.
         """
         _validate_name(repository)
         url = f"{self.endpoint}/api/models/{repository}/revision/{quote(revision, safe='')}?blobs=true"
         try:
-            body = self._client.get_bytes(url, MAX_LISTING_BYTES)
+            body = self._client.get_bytes(url, MAX_LISTING_BYTES, stop=self._stop)
         except MirrorStatus as error:
             raise _explain(error, f"{repository}@{revision}", self.endpoint) from error
         return parse_listing(body, repository)
@@ -167,7 +182,7 @@ class HubClient:
             UnknownModel, AccessError, MirrorError, OfflineRefused: See :meth:`list_files`.
         """
         _validate_name(repository)
-        answer = self._client.head(self.file_url(repository, revision, path), only_relative=True)
+        answer = self._client.head(self.file_url(repository, revision, path), only_relative=True, stop=self._stop)
         if answer.status >= 400:
             error = status_error(answer)
             if isinstance(error, AccessError):
@@ -199,7 +214,7 @@ def hub_manifest(
 
     Raises:
         UnsupportedFormat: No weights, or nothing that matches the patterns.
-        UnsafePath: A chosen file's name would leave its directory.
+        UnsafePath: A file's name would leave its directory or cannot be printed.
         UnknownModel, AccessError, MalformedManifest, MirrorError, OfflineRefused: See :meth:`HubClient.list_files`.
     """
     listing = hub.list_files(repository, revision)
@@ -230,6 +245,7 @@ def parse_listing(body: bytes, repository: str) -> HubListing:
 
     Raises:
         MalformedManifest: It is none.
+        UnsafePath: A file's name would leave its directory or cannot be printed.
     """
     try:
         document = json.loads(body)
@@ -253,6 +269,8 @@ def _parse_sibling(sibling: Any) -> HubFile:
     path, size, lfs = sibling["rfilename"], sibling.get("size"), sibling.get("lfs")
     if not isinstance(path, str):
         raise TypeError("a file name is no text")
+    if path not in RESERVED_NAMES:  # a publisher's own manifest may well lie there; it is never chosen
+        validate_path(path)  # before anything is printed of it or encoded into an address
     if size is not None and (type(size) is not int or not 0 <= size <= MAX_FILE_SIZE):
         raise ValueError(f"the size of {path[:80]!r} is {str(size)[:40]}")
     if isinstance(lfs, dict) and lfs.get("sha256"):

@@ -58,12 +58,14 @@ def too_large(url: str, limit_bytes: int) -> NotAModelFile:
 
 
 def too_slow(url: str, seconds: float) -> MirrorTimeout:
-    """Return the error for: a small document takes for ever."""
-    return MirrorTimeout(
+    """Return the error for: a small document takes for ever; its server is not waited for a second time."""
+    error = MirrorTimeout(
         f"{redact(url)} answers too slowly",
         detail=f"expected the whole answer within {seconds:.0f} seconds",
         hint="run the same command again, or use another mirror",
     )
+    error.is_permanent = True
+    return error
 
 
 def circling(shown: str, redirects: int) -> MirrorUnreachable:

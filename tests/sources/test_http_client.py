@@ -1,8 +1,12 @@
 from __future__ import annotations
 
 import inspect
+import socket
 import ssl
-from collections.abc import Iterator
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import httpx
@@ -10,6 +14,7 @@ import pytest
 
 from mistral_fetch.errors import (
     ConfigError,
+    Interrupted,
     MirrorError,
     MirrorStatus,
     MirrorTimeout,
@@ -18,6 +23,7 @@ from mistral_fetch.errors import (
     OfflineRefused,
 )
 from mistral_fetch.simulators.mirror import Fault, MirrorSimulator
+from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.sources.http_client import MAX_REDIRECTS, HttpClient, HttpSettings, map_httpx_error
 from mistral_fetch.sources.retry import RetryPolicy
 from mistral_fetch.sources.urls import origin_of
@@ -105,6 +111,80 @@ def test_a_byte_now_and_then_does_not_hold_a_metadata_read_for_ever(server: Mirr
     settings = HttpSettings(read_timeout_seconds=5, metadata_timeout_seconds=0.2, retry=RetryPolicy(attempts=1))
     with HttpClient(settings) as client, pytest.raises(MirrorTimeout):
         client.get_bytes(server.url("big.bin"), 1_000_000)
+
+
+@contextmanager
+def serving(answer: bytes, every_seconds: float = 0.05) -> Iterator[str]:
+    """Serve connections that get ``answer`` again and again and nothing else; yield the address."""
+    is_over = threading.Event()
+
+    def serve(connection: socket.socket) -> None:
+        with connection, suppress(OSError):
+            connection.recv(65536)
+            while not is_over.wait(every_seconds):
+                connection.sendall(answer)
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                connection, _ = listener.accept()
+                threads.append(threading.Thread(target=serve, args=(connection,)))
+                threads[-1].start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threads = [threading.Thread(target=accept)]
+        threads[0].start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/x"
+        finally:
+            is_over.set()
+            listener.shutdown(socket.SHUT_RDWR)
+            for thread in threads:
+                thread.join()
+
+
+ASKS = [
+    pytest.param(lambda client, url, stop: client.get_bytes(url, 1000, stop=stop), id="get_bytes"),
+    pytest.param(lambda client, url, stop: client.head(url, stop=stop), id="head"),
+]
+Ask = Callable[[HttpClient, str, StopSignal], object]
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("ask", ASKS)
+def test_interim_answers_do_not_hold_a_metadata_read_for_ever(ask: Ask) -> None:
+    settings = HttpSettings(read_timeout_seconds=5, metadata_timeout_seconds=0.3, retry=RetryPolicy(attempts=3))
+    interim = b"HTTP/1.1 103 Early Hints\r\nx: y\r\n\r\n"
+    with serving(interim) as url, HttpClient(settings) as client:
+        began = time.monotonic()
+        with pytest.raises(MirrorTimeout, match="too slowly"):
+            ask(client, url, StopSignal())
+        assert time.monotonic() - began < 5
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("ask", ASKS)
+def test_a_stop_ends_the_wait_for_a_silent_server(ask: Ask) -> None:
+    stop = StopSignal()
+    timer = threading.Timer(0.3, stop.set)
+    timer.start()
+    with serving(b"") as url, HttpClient(HttpSettings(read_timeout_seconds=15)) as client:
+        began = time.monotonic()
+        with pytest.raises(Interrupted):
+            ask(client, url, stop)
+        assert time.monotonic() - began < 5
+    timer.join()
+
+
+@pytest.mark.timeout(20)
+def test_a_body_cut_by_a_stop_is_not_taken_for_a_whole_one() -> None:
+    stop = StopSignal()
+    timer = threading.Timer(0.5, stop.set)
+    timer.start()
+    # Without a length, the end of the connection is the end of the body.
+    with serving(b"HTTP/1.1 200 OK\r\n\r\n", 0.1) as url, HttpClient() as client, pytest.raises(Interrupted):
+        client.get_bytes(url, 10_000, stop=stop)
+    timer.join()
 
 
 def test_metadata_reads_try_again(server: MirrorSimulator, client: HttpClient) -> None:

@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import json
+import socket
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,8 +12,10 @@ import pytest
 from mistral_fetch.digest import Digest
 from mistral_fetch.errors import (
     GatedRepository,
+    Interrupted,
     MalformedManifest,
     MistralFetchError,
+    NotAModelFile,
     NotAuthorised,
     UnknownModel,
     UnsafePath,
@@ -233,6 +238,40 @@ def test_hostile_listings_are_refused(body: bytes) -> None:
     with pytest.raises(MalformedManifest) as caught:
         parse_listing(body, "a/b")
     assert len(" ".join(caught.value.lines())) < 1000
+
+
+@pytest.mark.parametrize("name", ["tokenizer\ud800.json", "\x1b[31m.json", "a/../b", "", "notes\u202e.txt"])
+def test_a_name_that_cannot_be_used_is_refused_even_where_it_is_not_chosen(name: str) -> None:
+    with pytest.raises(UnsafePath) as caught:
+        parse_listing(listing(rfilename=name), "a/b")
+    assert caught.value.exit_code == 20
+    assert all(line.isprintable() for line in caught.value.lines())
+
+
+def test_a_publishers_own_manifest_may_lie_in_a_repository() -> None:
+    assert [file.path for file in parse_listing(listing(rfilename="manifest.meta4"), "a/b").files] == ["manifest.meta4"]
+
+
+def test_a_listing_is_read_up_to_four_mib(hub: HubSimulator) -> None:
+    hub.listing_override = b" " * (4 * 1024 * 1024 + 1)
+    with pytest.raises(NotAModelFile, match="too large"):
+        asking(hub).list_files(NAME)
+
+
+@pytest.mark.timeout(20)
+def test_a_stop_ends_the_wait_for_a_silent_hub() -> None:
+    stop = StopSignal()
+    timer = threading.Timer(0.3, stop.set)
+    timer.start()
+    # Accepted by the system, answered by nobody.
+    with socket.create_server(("127.0.0.1", 0)) as silent, HttpClient(HttpSettings(read_timeout_seconds=15)) as client:
+        hub = HubClient(client, f"http://127.0.0.1:{silent.getsockname()[1]}", stop=stop)
+        for ask in (lambda: hub.list_files(NAME), lambda: hub.resolve_file(NAME, "main", "config.json")):
+            began = time.monotonic()
+            with pytest.raises(Interrupted):
+                ask()
+            assert time.monotonic() - began < 5
+    timer.join()
 
 
 def test_hostile_names_are_refused_when_chosen(hub: HubSimulator) -> None:
