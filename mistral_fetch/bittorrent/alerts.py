@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import libtorrent as lt
 
 from mistral_fetch.bittorrent.peers import format_peer
+from mistral_fetch.errors import printable
 
 Category = lt.alert.category_t
 # Peer alerts carry the bans; block alerts tell who sent what, and are switched on only when it is in doubt.
@@ -134,11 +135,13 @@ def _copy(alert: lt.alert) -> Iterator[Alert]:
     elif isinstance(alert, lt.peer_ban_alert):
         yield PeerBanned(format_peer(alert.endpoint))
     elif isinstance(alert, lt.url_seed_alert):
-        yield WebSeedFailed(alert.server_url(), alert.error_message() or alert.error.message())
+        # The message is the server's own words, its status line.
+        reason = alert.error_message() or alert.error.message()
+        yield WebSeedFailed(printable(alert.server_url()), printable(reason))
     elif isinstance(alert, lt.file_error_alert):
-        yield DiskFailed(alert.filename(), _errno(alert.error), alert.error.message())
+        yield DiskFailed(alert.filename(), _errno(alert.error), printable(alert.error.message()))
     elif isinstance(alert, lt.torrent_error_alert):
-        yield TorrentFailed(alert.error.message())
+        yield TorrentFailed(printable(alert.error.message()))
     elif isinstance(alert, lt.torrent_finished_alert):
         yield Finished()
     elif isinstance(alert, lt.cache_flushed_alert):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from urllib.parse import quote, unquote
 
 from mistral_fetch.bittorrent.metainfo import MAX_ADDRESSES
-from mistral_fetch.errors import UnsafeTorrent
+from mistral_fetch.errors import UnsafeTorrent, printable
 
 MAX_MAGNET_LENGTH = 64 * 1024
 _V1_HEX = re.compile(r"urn:btih:([0-9a-f]{40})", re.IGNORECASE)
@@ -65,7 +65,7 @@ def parse_magnet(text: str) -> Magnet:
         trackers=_addresses(fields, "tr", _TRACKER, repairs),
         web_seeds=_addresses(fields, "ws", _WEB_SEED, repairs),
         peers=_addresses(fields, "x.pe", _PEER, repairs),
-        repairs=tuple(dict.fromkeys(repairs)),
+        repairs=tuple(dict.fromkeys(map(printable, repairs))),
     )
 
 
@@ -175,6 +175,6 @@ def _clean(name: str) -> str:
 def _refuse(expected: str, got: str) -> UnsafeTorrent:
     return UnsafeTorrent(
         "this is not a usable magnet link",
-        detail=f"expected {expected}, got {got}",
+        detail=f"expected {expected}, got {printable(got)}",
         hint="copy the link from the publisher's own page, in quotes; a .torrent file works as well",
     )

@@ -14,7 +14,7 @@ from typing import Any
 
 from mistral_fetch.bittorrent.bencode import BencodeError, Decoder
 from mistral_fetch.digest import Assurance
-from mistral_fetch.errors import UnsafePath, UnsafeTorrent
+from mistral_fetch.errors import UnsafePath, UnsafeTorrent, printable
 from mistral_fetch.manifest import MAX_FILE_SIZE, MAX_FILES, FileEntry, Manifest, ModelInfo, validate_paths
 from mistral_fetch.units import KIB, MIB
 
@@ -123,7 +123,7 @@ def unsafe(expected: str, got: str) -> UnsafeTorrent:
     """Return the error for a torrent that cannot be believed."""
     return UnsafeTorrent(
         "refused a torrent that no honest publisher would make",
-        detail=f"expected {expected}, got {got}",
+        detail=f"expected {expected}, got {printable(got)}",
         hint="get the .torrent or magnet link from its publisher again; do not use this one",
     )
 

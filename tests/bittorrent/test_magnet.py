@@ -136,3 +136,26 @@ def test_an_impossible_peer_is_left_out_and_said_so(port):
     magnet = parse_magnet(f"{XT}&x.pe=127.0.0.1:{port}&x.pe=127.0.0.1:7")
     assert magnet.peers == ("127.0.0.1:7",)
     assert len(magnet.repairs) == 1
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{XT}&tr=udp%253A%252F%252Ft%1b[31m",
+        f"{XT}&ws=https://t.co/%1b]0;title%07",
+        f"{XT}&tr=%1b[2J",
+        f"{XT} \x1b[2J",
+        f"{XT}&tr=http%253A%252F%252Ft%c2%9b31m",
+    ],
+)
+def test_repairs_never_carry_control_characters(text: str) -> None:
+    magnet = parse_magnet(text)
+    assert magnet.repairs
+    assert all(repair.isprintable() for repair in magnet.repairs)
+
+
+@pytest.mark.parametrize("topic", ["%1b[31mEVIL%07", "%c2%9b2J", "%e2%80%ae"])
+def test_refusals_never_carry_control_characters(topic: str) -> None:
+    with pytest.raises(UnsafeTorrent) as caught:
+        parse_magnet(f"magnet:?xt={topic}")
+    assert all(line.isprintable() for line in caught.value.lines())
