@@ -41,6 +41,8 @@ class SwarmSource:
         self._settings = settings
         self._state_directory = state_directory.absolute()
         self.label = f"torrent {torrent.info_hash[:8]}…"
+        # A magnet proves as much as the hash it names, whatever further hashes the metadata brings along:
+        # whoever can make another torrent with the same SHA-1 chooses those, too.
         self.assurance = Assurance.BTV2 if torrent.info_hash_v2 else Assurance.BTV1
 
     def metainfo(self, report: Report, stop: StopSignal) -> Metainfo:
@@ -61,7 +63,6 @@ class SwarmSource:
                     write_durably(self._state_directory / METADATA_NAME, metainfo.data)
             self._settings = replace(self._settings, peers=(*self._settings.peers, *magnet.peers))
             self._torrent = metainfo
-            self.assurance = metainfo.assurance
         return self._torrent
 
     def fetch(self, targets: Sequence[Target], report: Report, stop: StopSignal) -> None:

@@ -39,7 +39,15 @@ from mistral_fetch.errors import (
     TorrentMismatch,
     UnsafePath,
 )
-from mistral_fetch.events import BytesDropped, BytesReceived, Notice, Progress, SourceConnected, SourceLied
+from mistral_fetch.events import (
+    BytesDropped,
+    BytesReceived,
+    Notice,
+    Progress,
+    SourceConnected,
+    SourceFailed,
+    SourceLied,
+)
 from mistral_fetch.manifest import FileEntry
 from mistral_fetch.publish.hashing import SourceFile, hash_files
 from mistral_fetch.simulators.mirror import MirrorSimulator
@@ -219,6 +227,13 @@ def test_magnet_is_fetched_by_metadata_first(leech, seed, torrent):
 def test_magnet_by_v1_hash_alone_finds_a_hybrid(leech, seed, torrents):
     torrent = torrents["hybrid"]
     source = leech.fetch(Magnet(torrent.info_hash_v1, None), seed(torrent))
+    leech.assert_exact()
+    assert source.assurance == Assurance.BTV1  # SHA-1 alone vouches for the v2 hashes
+
+
+def test_magnet_with_both_hashes_proves_what_the_stronger_does(leech, seed, torrents):
+    torrent = torrents["hybrid"]
+    source = leech.fetch(Magnet(torrent.info_hash_v1, torrent.info_hash_v2), seed(torrent))
     leech.assert_exact()
     assert source.assurance == Assurance.BTV2
 
@@ -527,6 +542,28 @@ def test_web_seed_is_asked_under_the_torrents_own_names(leech, model, torrent):
         asked = {request.path for request in mirror.requests()}
     leech.assert_exact()
     assert "/model/consolidated.00.pth" in {"/" + path.lstrip("/") for path in asked}
+
+
+def test_what_a_web_seed_says_of_itself_cannot_move_the_cursor(leech, torrents):
+    status = b"HTTP/1.1 404 \x1b[31mEVIL\x1b]0;title\x07\r\nContent-Length: 0\r\n\r\n"
+
+    def answer() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(65536)
+            connection.sendall(status)
+            connection.recv(65536)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=answer)
+        thread.start()
+        seed = f"http://127.0.0.1:{listener.getsockname()[1]}/"
+        with pytest.raises((NoPeers, Stalled)):
+            leech.fetch(replace(torrents["v1"], web_seeds=(seed,)), no_peers_timeout_seconds=3, stall_timeout_seconds=3)
+        thread.join()
+    reasons = [event.reason for event in leech.of_kind(SourceFailed)]
+    assert any("EVIL" in reason for reason in reasons)
+    assert all(reason.isprintable() for reason in reasons)
 
 
 def test_seeder_process_is_ready_and_ends(tmp_path, model, torrents, leech):
