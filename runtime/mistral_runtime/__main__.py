@@ -6,6 +6,7 @@ Parsing only. torch is imported after the arguments are understood, so that `--h
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -43,12 +44,17 @@ def build_parser() -> argparse.ArgumentParser:
     generate = commands.add_parser(
         "generate", help="answer or continue one prompt", description=_GENERATE_TEXT, epilog=EXIT_CODES
     )
-    generate.add_argument("directory", type=Path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
-    generate.add_argument("prompt", nargs="?", metavar="PROMPT", help='the prompt; "-" or nothing reads stdin')
+    generate.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
+    generate.add_argument(
+        "prompt", nargs="?", type=_text, metavar="PROMPT", help='the prompt; "-" or nothing reads stdin'
+    )
+    generate.add_argument(
+        "--prompt", type=_text, dest="prompt_text", metavar="TEXT", help="the prompt, whatever it looks like; wins"
+    )
     generate.add_argument("--raw", action="store_true", help="continue the text as it is, even with an instruct model")
     generate.add_argument("--json", action="store_true", dest="as_json", help="print one JSON result, no stream")
     chat = commands.add_parser("chat", help="converse, one line at a time", description=_CHAT_TEXT, epilog=EXIT_CODES)
-    chat.add_argument("directory", type=Path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
+    chat.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
     for command in (generate, chat):
         _add_answer_arguments(command)
         _add_sampling_arguments(command)
@@ -60,11 +66,37 @@ _GENERATE_TEXT = "Write the answer to stdout as it is generated; everything else
 _CHAT_TEXT = "Read questions from stdin, write answers to stdout. /reset starts over, /quit leaves."
 
 
+_LITERAL_DASHES = "\0--"  # no argument can hold a NUL, so this cannot be mistaken for one
+
+_DASHES_AS_VALUE = re.compile("--[a-z-]+=--")
+
+
+def _shield_dashes(argv: Sequence[str]) -> list[str]:
+    """Mark every `--` that is a text and not the end of the options: argparse drops those too."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    options = [
+        f"{argument[:-2]}{_LITERAL_DASHES}" if _DASHES_AS_VALUE.fullmatch(argument) else argument
+        for argument in argv[:end]
+    ]
+    texts = [_LITERAL_DASHES if argument == "--" else argument for argument in argv[end + 1 :]]
+    return [*options, *argv[end : end + 1], *texts]
+
+
+def _text(argument: str) -> str:
+    return argument.removeprefix("\0")
+
+
+def _path(argument: str) -> Path:
+    return Path(_text(argument))
+
+
 def _add_answer_arguments(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("answer")
     group.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (default: 256, or the room left)")
-    group.add_argument("--stop", action="append", default=[], metavar="TEXT", help="end before this text; repeatable")
-    group.add_argument("--system", metavar="TEXT", help="system prompt, for instruct models")
+    group.add_argument(
+        "--stop", type=_text, action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
+    group.add_argument("--system", type=_text, metavar="TEXT", help="system prompt, for instruct models")
     group.add_argument(
         "--chat-template",
         choices=("auto", "v1", "v3", "demo", "none"),
@@ -99,7 +131,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Unexpected exceptions pass through: bugs keep their traceback."""
     with Interrupts().installed() as interrupts:
         try:
-            return _dispatch(build_parser().parse_args(argv), interrupts)
+            return _dispatch(
+                build_parser().parse_args(_shield_dashes(sys.argv[1:] if argv is None else argv)), interrupts
+            )
         except MistralRuntimeError as error:
             write_err(f"error: {error.what}\n  {error.detail}\n  {error.hint}")
             return error.exit_code
@@ -118,7 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _dispatch(args: argparse.Namespace, interrupts: Interrupts) -> int:
     _require_positive(args)
-    prompt = read_prompt(args.prompt) if args.command == "generate" else None
+    prompt = _prompt(args) if args.command == "generate" else None
     # From here on torch is needed; its import takes about a second.
     from mistral_runtime.chat import ChatOptions, run_chat
     from mistral_runtime.generate import GenerateOptions, run_generate
@@ -137,6 +171,10 @@ def _dispatch(args: argparse.Namespace, interrupts: Interrupts) -> int:
     if prompt is None:
         return run_chat(ChatOptions(**common), interrupts)
     return run_generate(GenerateOptions(**common, prompt=prompt, raw=args.raw, as_json=args.as_json), interrupts)
+
+
+def _prompt(args: argparse.Namespace) -> str:
+    return read_prompt(args.prompt) if args.prompt_text is None else decode_argument(args.prompt_text)
 
 
 def _require_positive(args: argparse.Namespace) -> None:

@@ -19,6 +19,12 @@ ROPE_THETA_WITH_WINDOW = 1e4  # Mistral 7B v0.1 was trained with this and its pa
 ROPE_THETA_WITHOUT_WINDOW = 1e6  # v0.2 and later
 DEFAULT_MAX_POSITIONS = 32768  # what config.json says for every Mistral 7B; params.json is silent
 
+# config.json leaves out what equals the defaults of transformers' MistralConfig, so an absent key means exactly those.
+HF_SLIDING_WINDOW = 4096
+HF_ROPE_THETA = 1e4
+HF_KEY_VALUE_HEADS = 8
+HF_MAX_POSITIONS = 131072
+
 _HINT = "check the file against its publisher's copy, or fetch the model again"
 
 # Size caps are far above any published model, and low enough that no product of them overflows a size.
@@ -185,7 +191,8 @@ _HF_KEYS = {
 def parse_hf_config(config: dict[str, Any], *, source: str) -> ModelConfig:
     """Turn the object in Hugging Face's `config.json` into a ModelConfig.
 
-    Accepts `rope_theta` at the top (transformers 4) or inside `rope_parameters` (transformers 5).
+    Accepts `rope_theta` at the top (transformers 4) or inside `rope_parameters` (transformers 5). An absent key means
+    transformers' default, which for `sliding_window` and `num_key_value_heads` is not what null means.
 
     Raises:
         UnsupportedModel: Another architecture, or a setting that changes the maths.
@@ -200,7 +207,7 @@ def parse_hf_config(config: dict[str, Any], *, source: str) -> ModelConfig:
         )
     _refuse_unknown(config, _HF_KEYS | _HF_IGNORED | set(_HF_PLAIN_VALUES), source)
     _require_plain(config, _HF_PLAIN_VALUES, source)
-    fields = _Fields(config, source)
+    fields = _Fields({"sliding_window": HF_SLIDING_WINDOW, "num_key_value_heads": HF_KEY_VALUE_HEADS} | config, source)
     window = fields.optional_size("sliding_window", cap="sliding_window")
     _require_uniform_layers(config.get("layer_types"), window, source)
     dim, n_heads = fields.size("hidden_size", cap="dim"), fields.size("num_attention_heads", cap="n_heads")
@@ -214,10 +221,10 @@ def parse_hf_config(config: dict[str, Any], *, source: str) -> ModelConfig:
             n_kv_heads=fields.optional_size("num_key_value_heads", cap="n_kv_heads") or n_heads,
             vocab_size=fields.size("vocab_size"),
             norm_eps=fields.positive("rms_norm_eps", at_most=1.0),
-            rope_theta=_hf_rope_theta(config, source) or _default_theta(window),
+            rope_theta=_hf_rope_theta(config, source) or HF_ROPE_THETA,
             sliding_window=window,
             max_position_embeddings=fields.optional_size("max_position_embeddings", cap="max_position_embeddings")
-            or DEFAULT_MAX_POSITIONS,
+            or HF_MAX_POSITIONS,
         ),
         source,
     )

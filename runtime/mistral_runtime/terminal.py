@@ -6,15 +6,23 @@ Owns how bytes reach stdout and stderr and how a prompt is read; knows nothing o
 from __future__ import annotations
 
 import os
+import re
 import sys
 
 from mistral_runtime.errors import BadRequest
 
 MAX_PROMPT_BYTES = 64 << 20
+_CONTROLS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # C0, DEL and C1; line break and tab stay
 
 
 def write_out(text: str) -> None:
-    """Write to stdout and flush. Raises BrokenPipeError when the reader has gone."""
+    """Write to stdout and flush. Raises BrokenPipeError when the reader has gone.
+
+    A model may be made to generate anything: on a terminal, control characters are shown as `\\u001b`, which is
+    also how JSON writes them. A pipe or a file gets the text as it is.
+    """
+    if sys.stdout.isatty():
+        text = escape_controls(text)
     sys.stdout.flush()
     data = text.encode("utf-8")
     stream = getattr(sys.stdout, "buffer", None)
@@ -24,6 +32,11 @@ def write_out(text: str) -> None:
         return
     stream.write(data)
     stream.flush()
+
+
+def escape_controls(text: str) -> str:
+    """Return the text with every control character but line break and tab written out."""
+    return _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
 def write_err(line: str) -> None:

@@ -10,6 +10,7 @@ import ctypes
 import mmap
 import pickle
 import re
+import struct
 import sys
 import zipfile
 from collections.abc import Callable
@@ -30,6 +31,7 @@ from mistral_runtime.errors import (
     UnexpectedTensor,
     UnsafePickle,
 )
+from mistral_runtime.pth_archive import check_archive
 from mistral_runtime.safetensors_header import load_header
 from mistral_runtime.snapshot import WeightFiles
 from mistral_runtime.strict_json import require_regular_file
@@ -37,7 +39,10 @@ from mistral_runtime.transformer import Transformer
 
 DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 # The unpickler follows a stranger's instructions; each of these ways to stumble is the file's fault.
-_STUMBLES = (RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, OSError, zipfile.BadZipFile)
+_STUMBLES = (
+    RuntimeError, ValueError, LookupError, TypeError, AttributeError, EOFError, OSError, MemoryError, AssertionError,
+    struct.error, zipfile.BadZipFile,
+)  # fmt: skip  # RecursionError is a RuntimeError
 _HINT = "the weights do not belong to this configuration, or are damaged; verify the snapshot or fetch it again"
 
 _HF_TOP_NAMES = {
@@ -205,21 +210,13 @@ def _open_pth(path: Path) -> tuple[dict[str, TensorInfo], Callable[[TensorInfo],
 def _load_pth(path: Path) -> dict[str, Tensor]:
     """Map a `.pth` file weights-only.
 
-    A pickle is a program. The globals it asks for are listed first without running it, so that the error can
-    name them; then torch's restricted unpickler, which has its own allow-list, does the loading.
+    A pickle is a program. Its instructions are looked through first without running them, so that the error can
+    name what it asks for and nothing is allocated for it; then torch's restricted unpickler does the loading.
     """
     require_regular_file(path, hint=_HINT)
     try:
-        asked = torch.serialization.get_unsafe_globals_in_checkpoint(str(path))
-        if asked:
-            raise UnsafePickle(
-                f"{path} is not only weights",
-                detail=f"expected tensors, found a pickle that asks for {', '.join(sorted(asked)[:5])}",
-                hint="do not load it with another tool; fetch the model again, or a safetensors version of it",
-            )
+        records = check_archive(path)
         loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-        with zipfile.ZipFile(path) as archive:
-            records = [info for info in archive.infolist() if "/data/" in info.filename]
     except pickle.UnpicklingError as error:
         raise UnsafePickle(
             f"{path} is not only weights",
@@ -258,6 +255,11 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or repr(error)
 
 
+def _shown(name: object) -> str:
+    """Return a key for an error; one that is not text may nest too deeply, or too often, to be written out."""
+    return repr(name[:80]) if isinstance(name, str) else f"a {type(name).__name__}"
+
+
 def _require_plain_tensors(loaded: object, path: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, dict):
         raise MalformedCheckpoint(
@@ -267,7 +269,7 @@ def _require_plain_tensors(loaded: object, path: Path) -> dict[str, Tensor]:
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise MalformedCheckpoint(
                 f"{path} holds something that is not a tensor",
-                detail=f"expected names and tensors, found {str(name)[:80]!r}: {type(tensor).__name__}",
+                detail=f"expected names and tensors, found {_shown(name)}: {type(tensor).__name__}",
                 hint=_HINT,
             )
         # A few bytes with zero strides can pose as a tensor of any size.

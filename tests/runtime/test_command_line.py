@@ -7,10 +7,12 @@ import io
 import json
 import os
 import pickle
+import pty
 import signal
 import struct
 import subprocess
 import sys
+import tty
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +23,7 @@ import torch
 from torch import Tensor
 
 import mistral_runtime
+from mistral_runtime import generate
 from mistral_runtime.__main__ import main
 from mistral_runtime.prompt import ChatTemplate, Message
 
@@ -129,6 +132,49 @@ def test_stop_string_ends_the_answer_before_it(snapshot: Path, capfd: pytest.Cap
     assert result["text"] == text[: text.index(stop)]
     assert result["finish_reason"] == "stop"
     assert result["generated_tokens"] < 20
+
+
+@pytest.mark.parametrize("prompt", ["-", "--", "--help", "--x=--", "", "-1"])
+def test_prompt_option_takes_any_text_and_wins(prompt: str, snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = _asked(monkeypatch)
+    assert main(["generate", f"--prompt={prompt}", "--", str(snapshot), "not this"]) == 0
+    assert [(options.prompt, options.directory) for options in asked] == [(prompt, snapshot)]
+
+
+def test_double_dash_is_a_text_where_it_is_a_prompt_or_a_value(snapshot: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = _asked(monkeypatch)
+    assert main(["generate", "--stop=--", "--system=--", "--", str(snapshot), "--"]) == 0
+    assert [(options.prompt, options.stops, options.system) for options in asked] == [("--", ("--",), "--")]
+
+
+def _asked(monkeypatch: pytest.MonkeyPatch) -> list[generate.GenerateOptions]:
+    """Return the list to which every call of `generate` adds its options instead of running."""
+    asked: list[generate.GenerateOptions] = []
+
+    def record(options: generate.GenerateOptions, _interrupts: object) -> int:
+        asked.append(options)
+        return 0
+
+    monkeypatch.setattr(generate, "run_generate", record)
+    return asked
+
+
+HOSTILE_TEXT = "a\tb\x1b[31m\x07\x9b\x7f\r\u00e9\n"
+
+
+def test_terminal_is_shown_control_characters_and_a_pipe_is_handed_them() -> None:
+    program = f"from mistral_runtime.terminal import write_out; write_out({HOSTILE_TEXT!r})"
+    ours, theirs = pty.openpty()
+    try:
+        tty.setraw(theirs)
+        subprocess.run([sys.executable, "-c", program], stdout=theirs, env=ENVIRONMENT, timeout=60, check=True)
+        shown = os.read(ours, 4096)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert shown.decode() == "a\tb\\u001b[31m\\u0007\\u009b\\u007f\\u000d\u00e9\n"
+    piped = subprocess.run([sys.executable, "-c", program], stdout=-1, env=ENVIRONMENT, timeout=60, check=True)
+    assert piped.stdout.decode() == HOSTILE_TEXT
 
 
 def test_seed_repeats_a_sampled_answer(snapshot: Path, capfd: pytest.CaptureFixture[str]) -> None:

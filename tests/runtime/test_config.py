@@ -75,9 +75,33 @@ def test_v03_has_a_larger_vocabulary_and_no_window() -> None:
 
 
 @pytest.mark.parametrize("window, theta", [(4096, 1e4), (None, 1e6)])
-def test_absent_theta_depends_on_the_window(window: int | None, theta: float) -> None:
+def test_theta_absent_from_params_depends_on_the_window(window: int | None, theta: float) -> None:
     assert _params(sliding_window=window).rope_theta == theta
-    assert _hf(sliding_window=window, rope_theta=None).rope_theta == theta
+
+
+def _hf_without(*absent: str, **changes: Any) -> ModelConfig:
+    values = {key: value for key, value in (V01_CONFIG | changes).items() if key not in absent}
+    return parse_hf_config(values, source="config.json")
+
+
+def test_keys_absent_from_config_json_mean_what_they_mean_to_transformers() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is the outside oracle of this test")
+    theirs = transformers.MistralConfig()
+    config = _hf_without("sliding_window", "rope_theta", "num_key_value_heads", "max_position_embeddings")
+    assert config.sliding_window == theirs.sliding_window == 4096
+    assert config.rope_theta == theirs.rope_parameters["rope_theta"] == 1e4
+    assert config.n_kv_heads == theirs.num_key_value_heads == 8
+    assert config.max_position_embeddings == theirs.max_position_embeddings == 131072
+
+
+def test_null_in_config_json_is_not_absent() -> None:
+    config = _hf(sliding_window=None, num_key_value_heads=None)
+    assert config.sliding_window is None
+    assert config.n_kv_heads == 32
+
+
+def test_the_rule_of_window_and_theta_is_not_for_config_json() -> None:
+    assert _hf_without("rope_theta", sliding_window=None).rope_theta == 1e4
 
 
 def test_written_theta_wins_over_the_default() -> None:

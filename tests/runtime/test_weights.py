@@ -7,6 +7,7 @@ import os
 import pickle
 import struct
 import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,6 +247,85 @@ def test_hostile_instructions_in_the_archive_are_refused(
     with pytest.raises((UnsafePickle, MalformedCheckpoint)) as caught:
         _load(tmp_path)
     assert "consolidated.00.pth" in caught.value.what
+
+
+def _number(value: int, size: int) -> bytes:
+    return b"\x8a" + bytes([size]) + value.to_bytes(size, "little")
+
+
+GREEDY_PICKLES = {
+    "bytearray": b"\x80\x02cbuiltins\nbytearray\n" + _number(10**10, 5) + b"\x85R.",
+    "bytearray-beyond-any-memory": b"\x80\x02cbuiltins\nbytearray\n" + _number(10**14, 6) + b"\x85R.",
+    "untyped-storage": b"\x80\x02ctorch.storage\nUntypedStorage\n" + _number(10**10, 5) + b"\x85R.",
+    "number-of-2040-bits": b"\x80\x02\x8a\xff" + b"\x7f" * 255 + b".",
+    "string-of-4-gigabytes": b"\x80\x02X\xff\xff\xff\xff.",
+    "protocol-4": b"\x80\x04}.",
+    "many-dicts": b"\x80\x02" + b"}" * (1 << 20) + b".",
+}
+
+
+@pytest.mark.parametrize("name", GREEDY_PICKLES)
+def test_pickle_that_asks_for_memory_is_refused_before_it_gets_any(
+    name: str, tmp_path: Path, write_snapshot: WriteSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_snapshot(tmp_path)
+    _replace_pickle(tmp_path / "consolidated.00.pth", GREEDY_PICKLES[name])
+    monkeypatch.setattr(torch, "load", lambda *_args, **_kwargs: pytest.fail("the pickle was run"))
+    with pytest.raises((UnsafePickle, MalformedCheckpoint)) as caught:
+        _load(tmp_path)
+    assert "consolidated.00.pth" in caught.value.what
+
+
+def test_pickle_that_would_inflate_is_refused_unread(tmp_path: Path, write_snapshot: WriteSnapshot) -> None:
+    write_snapshot(tmp_path)
+    with zipfile.ZipFile(tmp_path / "consolidated.00.pth", "w") as archive:
+        archive.writestr("a/data.pkl", bytes(64 << 20), zipfile.ZIP_DEFLATED)
+    _refused(tmp_path, MalformedCheckpoint, "uncompressed", "data.pkl")
+
+
+@pytest.mark.parametrize("record", ["a/data.pkl", "a/byteorder"])
+def test_large_record_beside_the_weights_is_refused(record: str, tmp_path: Path, write_snapshot: WriteSnapshot) -> None:
+    write_snapshot(tmp_path)
+    with zipfile.ZipFile(tmp_path / "consolidated.00.pth", "w") as archive:
+        archive.writestr(record, bytes((16 << 20) + 1))
+    _refused(tmp_path, MalformedCheckpoint, str((16 << 20) + 1), record)
+
+
+@pytest.mark.parametrize("second", ["archive/DATA.PKL", "other/data.pkl", "archive/x/data.pkl"])
+def test_second_pickle_is_refused(second: str, tmp_path: Path, write_snapshot: WriteSnapshot) -> None:
+    write_snapshot(tmp_path)
+    path = tmp_path / "consolidated.00.pth"
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename: archive.read(info) for info in archive.infolist()}
+    folder = next(iter(members)).partition("/")[0]
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, data in (members | {second.replace("archive", folder): b"\x80\x02}."}).items():
+            archive.writestr(name, data)
+    _refused(tmp_path, MalformedCheckpoint, str(path))
+
+
+@pytest.mark.parametrize("kind", [MemoryError, RecursionError])
+def test_running_out_while_unpickling_is_the_files_fault(
+    kind: type[Exception], tmp_path: Path, write_snapshot: WriteSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_snapshot(tmp_path)
+
+    def exhausted(*_args: Any, **_kwargs: Any) -> None:
+        raise kind
+
+    monkeypatch.setattr(torch, "load", exhausted)
+    _refused(tmp_path, MalformedCheckpoint, kind.__name__)
+
+
+def test_state_dicts_as_modules_and_parameters_save_them_are_accepted(
+    tmp_path: Path, write_snapshot: WriteSnapshot
+) -> None:
+    weights = write_snapshot(tmp_path)
+    ordered = OrderedDict((name, torch.nn.Parameter(tensor)) for name, tensor in weights.items())
+    ordered._metadata = OrderedDict({"": {"version": 1}})  # type: ignore[attr-defined]
+    torch.save(ordered, tmp_path / "consolidated.00.pth")
+    for name, tensor in _load(tmp_path).state_dict().items():
+        assert torch.equal(tensor, weights[name]), name
 
 
 def test_a_few_bytes_posing_as_a_large_tensor_are_refused(tmp_path: Path, write_snapshot: WriteSnapshot) -> None:
