@@ -18,6 +18,8 @@ REQUIRED_MODULES = {
     "mistral_common": "mistral-common",
 }
 PROBE_TIMEOUT_SECONDS = 60
+# Begins the probe's answer: a program that prints nothing and succeeds, such as true, is no Python.
+PROBE_WORD = "missing:"
 INSTALL_HINT = "install it with: pip install 'mistral-fetch[runtime]', or name an interpreter in MISTRAL_FETCH_PYTHON"
 
 
@@ -68,7 +70,7 @@ def _probe(executable: str) -> list[str]:
     # Without the current directory: a torch.py in it is not PyTorch.
     program = (
         "import sys; sys.path[:] = [entry for entry in sys.path if entry]; import importlib.util;"
-        "print(*[name for name in sys.argv[1:] if importlib.util.find_spec(name) is None])"
+        f"print({PROBE_WORD!r}, *[name for name in sys.argv[1:] if importlib.util.find_spec(name) is None])"
     )
     try:
         answer = subprocess.run(
@@ -79,13 +81,21 @@ def _probe(executable: str) -> list[str]:
             check=True,
             stdin=subprocess.DEVNULL,
         )
-    except (OSError, subprocess.SubprocessError) as error:
-        raise RuntimeMissing(
-            f"the interpreter {executable} does not answer",
-            detail=f"expected a Python with PyTorch, got: {error}",
-            hint=INSTALL_HINT,
-        ) from error
-    return [REQUIRED_MODULES[module] for module in answer.stdout.split()]
+    except (OSError, ValueError, subprocess.SubprocessError) as error:
+        raise _no_answer(executable, str(error)) from error
+    # The last line: a site's own start-up files may print before it.
+    word, *missing = (answer.stdout.splitlines() or [""])[-1].split() or [""]
+    if word != PROBE_WORD or not REQUIRED_MODULES.keys() >= set(missing):
+        raise _no_answer(executable, f"{answer.stdout[:80]!r}")
+    return [REQUIRED_MODULES[module] for module in missing]
+
+
+def _no_answer(executable: str, got: str) -> RuntimeMissing:
+    return RuntimeMissing(
+        f"the interpreter {executable} does not answer",
+        detail=f"expected a Python with PyTorch, got: {got}",
+        hint=INSTALL_HINT,
+    )
 
 
 def _refuse_missing(executable: str, missing: list[str]) -> None:

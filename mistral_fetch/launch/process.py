@@ -17,6 +17,8 @@ from mistral_fetch.launch.locate import Interpreter
 
 _Result = TypeVar("_Result")
 _FORWARDED = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1") if hasattr(signal, name)]
+# The runtime opens no connection, so it has no use for what fetching needed.
+_SECRETS = frozenset({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
 
 # What ``python -m mistral_runtime`` would do, minus two dangers: the current directory is no place to import
 # from (it may hold a hostile torch.py), and another interpreter must not see our site-packages, only the
@@ -35,7 +37,7 @@ runpy.run_module("mistral_runtime", run_name="__main__", alter_sys=True)
 
 
 def runtime_environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Return the environment the runtime starts in. What the user has set already is left alone.
+    """Return the environment the runtime starts in. What the user has set already is left alone, but for secrets.
 
     Threads, OpenMP and the allocator have to be settled before PyTorch is imported: its thread pools read
     these variables once.
@@ -53,7 +55,7 @@ def runtime_environment(base: Mapping[str, str]) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }
-    return {**defaults, **base}
+    return {**defaults, **{name: value for name, value in base.items() if name not in _SECRETS}}
 
 
 def run_runtime(interpreter: Interpreter, command: str, options: Sequence[str], positionals: Sequence[str]) -> int:
@@ -144,7 +146,9 @@ def _signals_passed_on() -> Iterator[Callable[[subprocess.Popen[bytes]], subproc
             process.send_signal(number)
         return process
 
-    previous = {number: signal.signal(number, forward) for number in _FORWARDED}
+    # What we were told to ignore (nohup, a job in the background) stays ignored, by the runtime as well.
+    heard = [number for number in _FORWARDED if signal.getsignal(number) is not signal.SIG_IGN]
+    previous = {number: signal.signal(number, forward) for number in heard}
     try:
         yield follow
     finally:

@@ -42,13 +42,21 @@ def test_a_torch_in_the_current_directory_is_not_pytorch(monkeypatch, tmp_path):
         find_interpreter(sys.executable)
 
 
-@pytest.mark.parametrize("text", ["exit 3", "sleep 30"], ids=["fails", "hangs"])
+@pytest.mark.parametrize(
+    "text", ["exit 3", "sleep 30", "true", "echo torch"], ids=["fails", "hangs", "is silent", "says else"]
+)
 def test_an_interpreter_that_does_not_answer_is_named(monkeypatch, tmp_path, text):
     monkeypatch.setattr(locate, "PROBE_TIMEOUT_SECONDS", 0.5)
     configured = write_program(tmp_path / "python", "exec " + text if text != "exit 3" else text)
     with pytest.raises(RuntimeMissing, match="does not answer") as caught:
         find_interpreter(configured)
     assert configured in caught.value.what
+
+
+def test_what_a_site_prints_before_the_answer_is_no_answer(monkeypatch, tmp_path):
+    monkeypatch.setattr(locate, "REQUIRED_MODULES", {"json": "json"})
+    configured = write_program(tmp_path / "python", f'echo welcome; exec "{sys.executable}" "$@"')
+    assert find_interpreter(configured).executable == configured
 
 
 def test_an_interpreter_that_does_not_exist_is_named(tmp_path):

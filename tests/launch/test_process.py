@@ -144,6 +144,23 @@ def test_a_signal_before_the_start_is_delivered_after_it(interpreter):
     assert signal.getsignal(signal.SIGTERM) is before
 
 
+def test_what_was_to_be_ignored_stays_ignored():
+    """As ``nohup`` asks of a hang-up: neither we nor the runtime hear it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with process._signals_passed_on():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_the_runtime_gets_no_secrets():
+    environment = runtime_environment({"HF_TOKEN": "a", "HUGGING_FACE_HUB_TOKEN": "b", "HF_HOME": "/x"})
+    assert environment.keys().isdisjoint({"HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"})
+    assert environment["HF_HOME"] == "/x"
+
+
 def test_ctrl_c_on_a_terminal_is_not_passed_on_twice(monkeypatch):
     monkeypatch.setattr(process, "_terminal_tells_both", lambda: True)
     with process._signals_passed_on() as follow:
