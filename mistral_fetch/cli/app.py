@@ -10,6 +10,7 @@ import typer
 from mistral_fetch import __version__
 from mistral_fetch.cli import cache, demo, doctor, fetch, publish, show
 from mistral_fetch.cli.options import show_error
+from mistral_fetch.cli.terminal import open_missing_streams, write_err
 from mistral_fetch.errors import ExitCode, UsageError
 
 _EPILOG = "Documentation: docs/ in the source. Exit codes: docs/exit-codes.md."
@@ -50,12 +51,13 @@ for group in (fetch, cache, show, publish, doctor, demo):
 
 def main() -> None:
     """Run the command line; errors in it look like all others, so that scripts need to know one form only."""
+    open_missing_streams()
     try:
         code = app(prog_name="mistral-fetch", standalone_mode=False)
     except _ClickUsageError as error:
         code = int(ExitCode.USAGE)
         if len(sys.argv) == 1:
-            print(error, file=sys.stderr)  # without arguments the "error" is the help text
+            write_err(str(error))  # without arguments the "error" is the help text
         else:
             show_error(_usage_error(error), is_json="--json" in sys.argv)
     sys.exit(code)

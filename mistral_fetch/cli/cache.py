@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals
+from mistral_fetch.cli.paths import local_directory
 from mistral_fetch.errors import (
     AssuranceTooLow,
     ExitCode,
@@ -142,7 +143,7 @@ def _to_verify(front: FrontEnd, refs: list[str] | None, manifest: str | None) ->
     chosen = []
     for text in refs:
         if text in directories:
-            directory = Path(text).expanduser()
+            directory = local_directory(text)
             chosen.append(_ToVerify(text, directory, _manifest_of_directory(directory, manifest)))
         else:
             local = require_local(layout, text, front.settings)
@@ -172,10 +173,6 @@ def _manifest_of_directory(directory: Path, named: str | None) -> Any:
     from mistral_fetch.metalink import parse_metalink
     from mistral_fetch.transfer.local import read_local_file
 
-    if not directory.is_dir():
-        raise NotFoundError(
-            f"there is no directory {directory}", detail="expected a directory, got none", hint="check the path"
-        )
     candidates = [Path(named)] if named else sorted(directory.glob("*.meta4"))
     if len(candidates) != 1:
         raise NotFoundError(
@@ -311,11 +308,13 @@ def remove(
             plan = plan_removal(layout, records, partials)
         else:
             # Not beside a pull of the same model: a short wait, since nobody likes a hanging rm.
-            with locked(layout.lock(key), f"rm {key}", 2.0, front.note, lambda: None):
-                with held_for_removal(layout, plan_removal(layout, find_refs(layout, key), partials)):
-                    # Once more, now that no pull can take up what is about to go.
-                    plan = plan_removal(layout, find_refs(layout, key), partials)
-                    execute_removal(layout, plan)
+            with (
+                locked(layout.lock(key), f"rm {key}", 2.0, front.note, lambda: None),
+                held_for_removal(layout, plan_removal(layout, find_refs(layout, key), partials)),
+            ):
+                # Once more, now that no pull can take up what is about to go.
+                plan = plan_removal(layout, find_refs(layout, key), partials)
+                execute_removal(layout, plan)
         freed += plan.freed_bytes
         plans.append(plan)
     doomed = [str(item) for plan in plans for item in (*plan.snapshots, *plan.blobs, *plan.partials)]

@@ -155,15 +155,15 @@ def _ask(front: FrontEnd, interpreter: Any, directory: Path) -> list[dict[str, s
     front.note("Starting the bundled runtime on what was verified:")
     answers = []
     for question in QUESTIONS:
-        options = ["--temperature=0", "--max-tokens=160", "--quiet"]
+        options = ["--temperature=0", "--max-tokens=160", "--quiet", f"--prompt={question}"]
         if front.is_json:
-            code, output = capture_runtime(interpreter, "generate", [*options, "--json"], [str(directory), question])
+            code, output = capture_runtime(interpreter, "generate", [*options, "--json"], [str(directory)])
             if code:
                 raise explained_failure(code)
             answers.append({"question": question, "answer": str(json.loads(output)["text"]).strip()})
             continue
         write_out(f"\n> {question}")
-        code = run_runtime(interpreter, "generate", options, [str(directory), question])
+        code = run_runtime(interpreter, "generate", options, [str(directory)])
         if code:
             raise explained_failure(code)
     return answers

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals, write_out
-from mistral_fetch.errors import NotFoundError, UsageError
+from mistral_fetch.cli.paths import local_directory
+from mistral_fetch.errors import UsageError
 from mistral_fetch.ref import DirectoryRef, parse_ref
 from mistral_fetch.units import format_size
 
@@ -135,7 +136,10 @@ def run(
     )
     options += [f"--stop={text}" for text in stop or []]
     options += ["--raw"] * raw + ["--json"] * front.is_json + ["--quiet"] * front.wants_no_text
-    return _launch(front, ref, "generate", options, [prompt if prompt is not None else "-"])
+    if prompt in {None, "-"}:
+        return _launch(front, ref, "generate", options, ["-"])
+    # Not as a positional: argparse would take a prompt of two dashes for its own separator.
+    return _launch(front, ref, "generate", [*options, f"--prompt={prompt}"], [])
 
 
 def chat(
@@ -200,13 +204,4 @@ def _launch(front: FrontEnd, text: str, runtime_command: str, options: list[str]
 
 def _directory_of(front: FrontEnd, text: str) -> Path:
     ref = parse_ref(text)
-    if not isinstance(ref, DirectoryRef):
-        return fetch(front, text).directory
-    directory = Path(ref.path).expanduser()
-    if not directory.is_dir():
-        raise NotFoundError(
-            f"there is no directory {ref.path}",
-            detail="expected a directory with a model, got none",
-            hint="check the path, or name a model: mistral-fetch list --catalog",
-        )
-    return directory
+    return local_directory(ref.path) if isinstance(ref, DirectoryRef) else fetch(front, text).directory

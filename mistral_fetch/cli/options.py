@@ -20,8 +20,9 @@ from typing import Annotated, Any
 import typer
 
 from mistral_fetch.cli.choices import ProgressMode, Via
+from mistral_fetch.cli.terminal import printable_lines, silence, write_err
 from mistral_fetch.config import Settings, load_settings
-from mistral_fetch.errors import ExitCode, Interrupted, MistralFetchError, StoreNotWritable
+from mistral_fetch.errors import ExitCode, Interrupted, MistralFetchError, StoreNotWritable, printable
 
 SHARED_OPTIONS = {
     "json": Annotated[bool, typer.Option("--json", help="Print one JSON result on standard output.")],
@@ -96,7 +97,11 @@ class FrontEnd:
 
     def result(self, fields: Mapping[str, Any] | list[Any], text: str) -> None:
         """Print the command's result: JSON when asked for, otherwise ``text``. Nothing else goes to stdout."""
-        write_out(json.dumps(fields, indent=1, ensure_ascii=False) if self.is_json else text)
+        if self.is_json:
+            text = json.dumps(fields, indent=1, ensure_ascii=False)
+        elif sys.stdout.isatty():
+            text = printable_lines(text)  # a program that reads a path wants it as it is
+        write_out(text)
 
     def note(self, text: str) -> None:
         """Print a line for people on standard error."""
@@ -104,7 +109,7 @@ class FrontEnd:
             return
         if self.progress is ProgressMode.JSON:
             text = json.dumps({"event": "notice", "text": text}, ensure_ascii=False)
-        print(text, file=sys.stderr, flush=True)
+        write_err(printable(text))
 
     def reporter(self) -> Any:
         """Return a context manager that shows the events it is called with."""
@@ -153,7 +158,7 @@ def _run_safely(function: Callable[..., int | None], common: dict[str, Any], giv
         show_error(_INTERRUPTED, is_json=is_json)
         return int(ExitCode.INTERRUPTED)
     except Exception as error:  # noqa: BLE001 - the last line of defence; the traceback is what a bug report needs
-        traceback.print_exc()
+        write_err(traceback.format_exc().rstrip())
         show_error(_bug(error), is_json=is_json)
         return int(ExitCode.BUG)
 
@@ -187,9 +192,9 @@ def write_out(text: str) -> None:
         print(text, flush=True)
     except BrokenPipeError:
         # Python would complain once more while flushing at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        silence(sys.stdout)
         raise StoreNotWritable(
             "the result could not be written to standard output",
             detail=f"expected room for it, got: {error.strerror}",
@@ -204,7 +209,7 @@ def show_error(error: MistralFetchError, *, is_json: bool) -> None:
         fields = {"kind": error.kind, "what": what, "detail": detail, "hint": hint, "exit_code": int(error.exit_code)}
         write_out(json.dumps({"error": fields}, ensure_ascii=False))
         return
-    print(f"error: {what}\n  {detail}\n  {hint}", file=sys.stderr, flush=True)
+    write_err(f"error: {what}\n  {detail}\n  {hint}")
 
 
 def _front_end(common: dict[str, Any]) -> FrontEnd:
@@ -224,7 +229,10 @@ def _front_end(common: dict[str, Any]) -> FrontEnd:
 
 
 def stop_on_signals(set_stop: Callable[[], None]) -> Callable[[], None]:
-    """Let Ctrl-C and SIGTERM ask for an orderly stop; a second Ctrl-C insists. Return what undoes it."""
+    """Let Ctrl-C and SIGTERM ask for an orderly stop; a second Ctrl-C insists. Return what undoes it.
+
+    A signal that whoever started us had us ignore (the shell does, for jobs in the background) stays ignored.
+    """
     seen = 0
 
     def handle(_number: int, _frame: FrameType | None) -> None:
@@ -234,7 +242,7 @@ def stop_on_signals(set_stop: Callable[[], None]) -> Callable[[], None]:
         if seen > 1:
             raise KeyboardInterrupt
 
-    numbers = [signal.SIGINT, signal.SIGTERM]
+    numbers = [n for n in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(n) is not signal.SIG_IGN]
     previous = {number: signal.signal(number, handle) for number in numbers}
 
     def undo() -> None:

@@ -7,11 +7,12 @@ import sys
 import threading
 import time
 from dataclasses import asdict
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, cast
 
 from mistral_fetch.cli.choices import ProgressMode
 from mistral_fetch.cli.progress import TransferView
-from mistral_fetch.errors import kebab_case
+from mistral_fetch.cli.terminal import UnfailingStream, write_err
+from mistral_fetch.errors import kebab_case, printable
 from mistral_fetch.events import (
     BytesReceived,
     BytesVerified,
@@ -92,7 +93,7 @@ class _Lines(Reporter):
                 "rate_bytes_per_second": int(self._view.rate(now)),
                 "received_by_source": dict(self._view.received_by_source),
             }
-        print(json.dumps(fields, ensure_ascii=False), file=sys.stderr, flush=True)
+        write_err(json.dumps(fields, ensure_ascii=False))
 
 
 def describe_event(event: Event) -> str:
@@ -166,7 +167,7 @@ class _Bars(Reporter):
         bars = self._bars or self._open()
         text = describe_event(event)
         if text:
-            bars.console.print(text, markup=False)
+            bars.console.print(printable(text), markup=False)
         must = isinstance(event, TransferPlanned | SnapshotReady)
         if must or (not text and now - self._last >= BAR_INTERVAL_SECONDS):
             self._last = now
@@ -182,7 +183,12 @@ class _Bars(Reporter):
             BarColumn(bar_width=None, complete_style="cyan", finished_style="green"),
             TextColumn("{task.percentage:>3.0f} %"),
             TextColumn("{task.fields[numbers]}", markup=False),
-            console=Console(stderr=True, no_color=not self._has_color, highlight=False, soft_wrap=True),
+            console=Console(
+                file=cast("IO[str]", UnfailingStream(sys.stderr)),
+                no_color=not self._has_color,
+                highlight=False,
+                soft_wrap=True,
+            ),
             refresh_per_second=8,
             expand=True,
         )
@@ -192,7 +198,7 @@ class _Bars(Reporter):
 
     def _update(self, bars: Bars, now: float) -> None:
         view = self._view
-        label = _cut(view.label or f"verifying {view.verifying}", LABEL_WIDTH)
+        label = _cut(printable(view.label or f"verifying {view.verifying}"), LABEL_WIDTH)
         room = bars.console.width - len(label) - MIN_BAR_WIDTH - len(" 100 %   ")
         total, done = view.total_bytes, view.shown_bytes
         numbers = _fitting(view.numbers(now), room)
@@ -205,7 +211,7 @@ class _Bars(Reporter):
             description=label,
             total=max(total, 1),
             completed=done if total else 1,
-            numbers=numbers,
+            numbers=printable(numbers),
             visible=bool(view.label or view.verifying),
         )
 
@@ -225,7 +231,7 @@ def _cut(text: str, width: int) -> str:
 
 
 def _print(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+    write_err(printable(text))
 
 
 def count(number: int, noun: str) -> str:

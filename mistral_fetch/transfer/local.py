@@ -36,10 +36,10 @@ def settings_catalog(settings: Settings) -> Catalog:
         return load_catalog()
     try:
         return parse_catalog(Path(settings.catalog).expanduser().read_bytes())
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:
         raise ConfigError(
             f"the catalog {settings.catalog} cannot be read",
-            detail=f"expected a readable file, got: {error.strerror}",
+            detail=f"expected a readable file, got: {getattr(error, 'strerror', None) or error}",
             hint="correct MISTRAL_FETCH_CATALOG, or unset it to use the built-in catalog",
         ) from error
 
@@ -73,14 +73,13 @@ def read_local_file(location: str) -> bytes:
     Raises:
         NotFoundError: There is no such file, or it cannot be read.
     """
-    path = Path(location).expanduser()
     try:
-        with path.open("rb") as file:
+        with Path(location).expanduser().open("rb") as file:
             data = file.read(MAX_LOCAL_FILE_BYTES + 1)
-    except OSError as error:
+    except (OSError, RuntimeError, ValueError) as error:  # no such file, no such ~user, no possible name
         raise NotFoundError(
             f"cannot read {location}",
-            detail=f"expected a readable file, got: {error.strerror}",
+            detail=f"expected a readable file, got: {getattr(error, 'strerror', None) or error}",
             hint="check the path",
         ) from error
     if len(data) > MAX_LOCAL_FILE_BYTES:

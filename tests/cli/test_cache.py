@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -138,6 +139,20 @@ def test_verify_of_an_empty_cache_has_nothing_to_vouch_for(program):
     shown = program("verify")
     assert (shown.code, shown.out) == (3, "")
     assert shown.err.startswith(f"error: there is nothing to verify in the cache at {program.home}\n")
+
+
+def test_verify_goes_on_after_a_model_whose_files_are_gone(program, manifest, pulled):
+    record = next((program.home / "refs").glob("tiny.meta4*/*"))
+    gone = record.parent.with_name("gone.meta4") / record.name
+    gone.parent.mkdir()
+    fields = json.loads(record.read_bytes()) | {"ref": "gone.meta4", "snapshot": "ab" * 32}
+    gone.write_text(json.dumps(fields))
+    shown = program("verify", "--quiet", "--json")
+    assert shown.code == 32
+    models = {model["ref"]: model["files"] for model in shown.json["models"]}
+    assert [file["ok"] for file in models[key(manifest)]] == [True, True]
+    assert [file["ok"] for file in models["gone.meta4"]] == [False]
+    assert "is not complete" in models["gone.meta4"][0]["problem"]
 
 
 def test_verify_of_a_directory_against_its_manifest(program, manifest):

@@ -17,6 +17,7 @@ ROOT = Path(__file__).parents[2]
 STUB = """#!{python} -IS
 import json, os, signal, sys, time
 if "find_spec" in sys.argv[2] and "runpy" not in sys.argv[2]:
+    print("missing:")
     sys.exit(0)
 reads = sys.argv[-1] == "-"
 told = {{"argv": sys.argv[4:], "stdin": sys.stdin.read() if reads else None, "threads": os.environ["OMP_NUM_THREADS"]}}
@@ -69,14 +70,14 @@ def test_run_fetches_what_is_missing_and_hands_over_the_snapshot(program, runtim
     shown = program("run", "tiny.meta4", "hello")
     directory = program("path", "tiny.meta4").out.strip()
     assert (shown.code, shown.out) == (0, "an answer\n")
-    assert runtime.told["argv"] == ["generate", "--", directory, "hello"]
+    assert runtime.told["argv"] == ["generate", "--prompt=hello", "--", directory]
     assert "complete and verified (sha256)" in shown.err
 
 
 def test_a_directory_is_run_as_it_is(program, runtime, model):
     shown = program("run", model, "hello")
     assert (shown.code, shown.out, shown.err) == (0, "an answer\n", "")
-    assert runtime.told["argv"] == ["generate", "--", "model", "hello"]
+    assert runtime.told["argv"] == ["generate", "--prompt=hello", "--", "model"]
     assert not program.home.exists()
 
 
@@ -102,9 +103,49 @@ def test_every_option_arrives_as_one_argument(program, runtime, model):
     separator = arguments.index("--")
     assert command == "generate"
     assert sorted(arguments[:separator]) == sorted(
-        [*(f"{name}={value}" for name, value in options.items()), "--stop=\n", "--stop=--", "--raw", "--quiet"]
+        [
+            *(f"{name}={value}" for name, value in options.items()),
+            "--stop=\n",
+            "--stop=--",
+            "--raw",
+            "--quiet",
+            "--prompt=--not an option",
+        ]
     )
-    assert arguments[separator:] == ["--", "model", "--not an option"]
+    assert arguments[separator:] == ["--", "model"]
+
+
+@pytest.mark.parametrize("prompt", ["--", "---", "", "-x", "--help"])
+def test_a_prompt_arrives_whatever_it_looks_like(program, runtime, model, prompt):
+    assert program("run", model, "--", prompt).code == 0
+    assert runtime.told["argv"] == ["generate", f"--prompt={prompt}", "--", "model"]
+
+
+NAMES = {"an unknown user": "~nosuchuser/model", "a long name": "./" + "x" * 300}
+
+
+@pytest.mark.parametrize("name", NAMES.values(), ids=NAMES)
+@pytest.mark.parametrize("command", ["run", "verify"])
+def test_a_directory_that_cannot_be_is_explained(program, runtime, command, name):
+    shown = program(command, name, *["hello"] * (command == "run"))
+    assert (shown.code, shown.out) == (3, "")
+    assert shown.err.startswith(f"error: there is no directory {name}\n")
+    assert len(shown.err.splitlines()) == 3
+
+
+@pytest.mark.parametrize("command", ["pull", "path", "show", "rm"])
+def test_a_manifest_of_an_unknown_user_is_explained(program, command):
+    shown = program(command, "~nosuchuser/x.meta4")
+    assert (shown.code, shown.out) == (3, "")
+    assert shown.err.startswith("error: cannot read ~nosuchuser/x.meta4\n")
+    assert len(shown.err.splitlines()) == 3
+
+
+def test_a_program_that_is_no_python_is_refused(program, model, environment):
+    environment.setenv("MISTRAL_FETCH_PYTHON", "/bin/true")
+    shown = program("run", model, "hello")
+    assert (shown.code, shown.out) == (40, "")
+    assert shown.err.startswith("error: the interpreter /bin/true does not answer\n")
 
 
 def run_in_shell(arguments, env, **options):
