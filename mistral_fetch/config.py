@@ -6,6 +6,7 @@ Owns every setting's name, unit and default. Hugging Face's own variables (``HF_
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -108,7 +109,7 @@ def _default_home() -> Path:
 def _load_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
     named = environment.get(ENVIRONMENT_PREFIX + "CONFIG", "")
     if named:
-        path = Path(named).expanduser()
+        path = Path(os.path.expanduser(named))  # noqa: PTH111 - pathlib fails on an unknown ~user
     else:
         from platformdirs import user_config_path
 
@@ -165,6 +166,19 @@ def _parse(name: str, value: Any, where: str) -> Any:
         ) from error
 
 
+def _to_home(value: Any) -> Path:
+    try:
+        home = Path(value).expanduser().absolute()
+        home.stat()
+    except RuntimeError as error:
+        raise ValueError(f"expected a directory, got: {error}") from error
+    except OSError as error:
+        # Anything else, such as that it is not there yet, is found out by whoever needs the directory.
+        if error.errno in {errno.ENAMETOOLONG, errno.ELOOP}:
+            raise ValueError(f"expected a directory, got: {error.strerror}") from error
+    return home
+
+
 def _to_bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -212,7 +226,7 @@ def _to_peers(value: Any) -> tuple[str, ...]:
 
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
-    "home": lambda value: Path(value).expanduser().absolute(),
+    "home": _to_home,
     "offline": _to_bool,
     "via": _to_via,
     "min_assurance": _to_assurance,

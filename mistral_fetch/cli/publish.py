@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from pathlib import Path
 from typing import Annotated
@@ -42,6 +43,7 @@ def publish(
     from mistral_fetch.manifest import ModelInfo
     from mistral_fetch.publish.build import publish as publish_directory
 
+    _check_names(directory, out)
     _check_options(licence, chat_template, mirror or [])
     info = ModelInfo(
         name=name or directory.resolve().name,
@@ -78,6 +80,20 @@ def publish(
         text.append(f"Serve {out} with the files in {out / made.name} (copied or linked), or give their --mirror")
     front.result(fields, "\n".join(text))
     return 0
+
+
+def _check_names(*paths: Path) -> None:
+    for path in paths:
+        try:
+            path.stat()
+        except OSError as error:
+            # That it is not there is for the work itself to say, or no fault at all.
+            if error.errno in {errno.ENAMETOOLONG, errno.ELOOP}:
+                raise UsageError(
+                    f"{path} cannot be a directory",
+                    detail=f"expected a directory, got: {error.strerror}",
+                    hint="mistral-fetch publish --help explains the arguments",
+                ) from error
 
 
 def _check_options(licence: str, chat_template: str, mirrors: list[str]) -> None:

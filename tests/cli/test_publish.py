@@ -43,6 +43,14 @@ def test_what_cannot_be_published_is_refused(program, manifest, tmp_path, direct
     assert not (tmp_path / "out").exists()
 
 
+def test_a_name_that_no_directory_can_have_is_refused(program, manifest):
+    for arguments in (["x" * 300, "--out", "out"], ["tiny", "--out", "x" * 300]):
+        shown = program("publish", *arguments)
+        assert (shown.code, shown.out) == (2, "")
+        assert "cannot be a directory" in shown.err.splitlines()[0]
+        assert len(shown.err.splitlines()) == 3
+
+
 def test_doctor_is_calm_on_a_good_machine(program):
     shown = program("doctor")
     assert (shown.code, shown.err) == (0, "")

@@ -42,6 +42,31 @@ def test_an_empty_variable_counts_as_unset(program, config, environment):
     assert cache_in_use(program) == "/srv/from-file"
 
 
+@pytest.mark.parametrize("home", ["~nosuchuser/x", "/tmp/" + "x" * 300], ids=["an unknown user", "a long name"])
+def test_a_home_that_cannot_be_is_refused(program, home):
+    for command in (["list"], ["verify"], ["pull", "mistral-7b"]):
+        shown = program(*command, "--home", home)
+        assert (shown.code, shown.out) == (2, "")
+        assert shown.err.startswith("error: the setting --home cannot be used\n  expected a directory, got: ")
+        assert len(shown.err.splitlines()) == 3
+
+
+def test_a_home_with_a_nul_in_the_file_is_refused(program, config, environment):
+    environment.delenv("MISTRAL_FETCH_HOME")
+    config.write_text('home = "a\\u0000b"\n')
+    shown = program("list")
+    assert (shown.code, shown.out) == (2, "")
+    assert shown.err.startswith("error: the setting home in ")
+    assert len(shown.err.splitlines()) == 3
+
+
+def test_a_configuration_file_of_an_unknown_user_does_not_exist(program, environment):
+    environment.setenv("MISTRAL_FETCH_CONFIG", "~nosuchuser/config.toml")
+    shown = program("list")
+    assert (shown.code, shown.out) == (2, "")
+    assert shown.err.startswith("error: no configuration file at ~nosuchuser/config.toml\n")
+
+
 def test_offline_from_each_place(program, config, environment):
     assert program("pull", "mistral-7b", "--offline").code == 6
     environment.setenv("MISTRAL_FETCH_OFFLINE", "1")
