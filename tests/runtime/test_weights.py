@@ -253,7 +253,17 @@ def _number(value: int, size: int) -> bytes:
     return b"\x8a" + bytes([size]) + value.to_bytes(size, "little")
 
 
+# A tuple of a few bytes that has 2 to the power of 60 parts when it is hashed or written out.
+_DOUBLING = b")" + b"q\x00h\x00\x86" * 60
 GREEDY_PICKLES = {
+    "doubling-key": b"\x80\x02}" + _DOUBLING + b"K\x01s.",
+    "doubling-storage-name": b"\x80\x02(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    + _DOUBLING
+    + b"X\x03\x00\x00\x00cpuK\x04tQ.",
+    "doubling-argument": b"\x80\x02ccollections\nOrderedDict\n" + _DOUBLING + b"\x85R.",
+    "storage-called": b"\x80\x02ctorch\nFloatStorage\n" + _number(10**10, 5) + b"\x85R.",
+    "weights-as-state": b"\x80\x02ccollections\nOrderedDict\n)R(X\x07\x00\x00\x00storagectorch\nFloatStorage\n"
+    b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x04tQb.",
     "bytearray": b"\x80\x02cbuiltins\nbytearray\n" + _number(10**10, 5) + b"\x85R.",
     "bytearray-beyond-any-memory": b"\x80\x02cbuiltins\nbytearray\n" + _number(10**14, 6) + b"\x85R.",
     "untyped-storage": b"\x80\x02ctorch.storage\nUntypedStorage\n" + _number(10**10, 5) + b"\x85R.",
