@@ -45,7 +45,7 @@ from mistral_fetch.sources.urls import origin_of, public_url, redact, without_us
 from mistral_fetch.units import MIB
 
 DEFAULT_ENDPOINT = "https://huggingface.co"
-# Ten thousand files take about 3 MB; parsed, hostile JSON of this size stays under 400 MiB of memory.
+# Ten thousand files take about 3 MB; the worst JSON of this size that was tried took 160 MiB to parse.
 MAX_LISTING_BYTES = 4 * MIB
 _MAX_TOKEN_BYTES = 4096
 _REPOSITORY = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}", re.ASCII)
