@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import typer
 
 from mistral_fetch.cli.choices import ProgressMode, Via
-from mistral_fetch.cli.terminal import printable_lines, silence, write_err
+from mistral_fetch.cli.terminal import json_line, printable_lines, silence, write_err
 from mistral_fetch.config import Settings, load_settings
 from mistral_fetch.errors import ExitCode, Interrupted, MistralFetchError, StoreNotWritable, printable
 
@@ -108,8 +108,9 @@ class FrontEnd:
         if self.is_quiet:
             return
         if self.progress is ProgressMode.JSON:
-            text = json.dumps({"event": "notice", "text": text}, ensure_ascii=False)
-        write_err(printable(text))
+            write_err(json_line({"event": "notice", "text": text}))
+        else:
+            write_err(printable(text))
 
     def reporter(self) -> Any:
         """Return a context manager that shows the events it is called with."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import threading
 import time
@@ -11,7 +10,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 from mistral_fetch.cli.choices import ProgressMode
 from mistral_fetch.cli.progress import TransferView
-from mistral_fetch.cli.terminal import UnfailingStream, write_err
+from mistral_fetch.cli.terminal import UnfailingStream, json_line, write_err
 from mistral_fetch.errors import kebab_case, printable
 from mistral_fetch.events import (
     BytesReceived,
@@ -93,7 +92,7 @@ class _Lines(Reporter):
                 "rate_bytes_per_second": int(self._view.rate(now)),
                 "received_by_source": dict(self._view.received_by_source),
             }
-        write_err(json.dumps(fields, ensure_ascii=False))
+        write_err(json_line(fields))
 
 
 def describe_event(event: Event) -> str:

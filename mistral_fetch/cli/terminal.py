@@ -6,8 +6,10 @@ Owns the standard streams' state. It refuses to know what is written, and leaves
 
 from __future__ import annotations
 
+import json
 import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from mistral_fetch.errors import printable
@@ -34,6 +36,12 @@ def open_missing_streams() -> None:
 def printable_lines(text: str) -> str:
     """Return text as :func:`mistral_fetch.errors.printable` does, but with its lines kept."""
     return "\n".join(map(printable, text.split("\n")))
+
+
+def json_line(fields: Mapping[str, Any]) -> str:
+    """Return fields as one line of JSON that is readable where it can be and moves no cursor where it cannot."""
+    line = json.dumps(fields, ensure_ascii=False)
+    return line if line.isprintable() else json.dumps(fields)
 
 
 def write_err(text: str) -> None:

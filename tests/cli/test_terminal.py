@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from mistral_fetch.cli.choices import ProgressMode
+from mistral_fetch.cli.options import FrontEnd, stop_on_signals
 from mistral_fetch.cli.render import open_reporter
 from mistral_fetch.cli.terminal import UnfailingStream
+from mistral_fetch.config import Settings
 from mistral_fetch.events import BytesVerified, Notice, TransferPlanned
 
 ROOT = Path(__file__).parents[2]
@@ -63,10 +66,8 @@ def test_a_closed_output_is_not_taken_by_another_file(program, manifest):
     assert program("verify", "--quiet").code == 0
 
 
-def test_an_interrupt_that_the_shell_had_us_ignore_is_ignored(program, manifest):
+def test_an_interrupt_that_the_shell_had_us_ignore_is_ignored():
     """What a shell without job control does for ``command &``."""
-    from mistral_fetch.cli.options import stop_on_signals
-
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         undo = stop_on_signals(lambda: None)
@@ -92,10 +93,24 @@ def test_text_from_outside_cannot_drive_the_terminal(capsys, monkeypatch, mode):
         assert code not in printed
 
 
-def test_a_note_cannot_either(program, manifest, environment):
-    named = f"x{HOSTILE}"
-    shown = program("rm", named)
-    assert not any(code in shown.err for code in ("\x1b", "\x07", "\x9b", "\u202e"))
+def test_programs_get_it_escaped_and_whole(capsys):
+    with open_reporter(ProgressMode.JSON, is_quiet=False, has_color=False) as report:
+        report(Notice("é"))
+        report(Notice(HOSTILE))
+    readable, escaped = capsys.readouterr().err.splitlines()
+    assert "é" in readable
+    assert escaped.isprintable()
+    assert json.loads(escaped)["text"] == HOSTILE
+
+
+@pytest.mark.parametrize("mode", [ProgressMode.PLAIN, ProgressMode.JSON])
+def test_a_note_cannot_either(capsys, tmp_path, mode):
+    front = FrontEnd(Settings(tmp_path), {}, is_json=False, progress=mode, is_quiet=False, has_color=False)
+    front.note(HOSTILE)
+    line = capsys.readouterr().err.rstrip("\n")
+    assert line.isprintable()
+    assert "owned" in line
+    assert mode is ProgressMode.PLAIN or json.loads(line)["text"] == HOSTILE
 
 
 def test_a_stream_for_bars_fails_silently_once_and_for_all():
