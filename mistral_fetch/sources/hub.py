@@ -97,12 +97,12 @@ def load_hub_token(environment: Mapping[str, str] | None = None) -> str | None:
     token = environment.get("HF_TOKEN", "").strip()
     origin = "HF_TOKEN"
     if not token:
-        file = _token_path(environment)
-        origin = str(file)
         try:
+            file = _token_path(environment)
+            origin = str(file)
             with file.open("rb") as opened:
                 token = opened.read(_MAX_TOKEN_BYTES).decode("ascii", "replace").strip()
-        except OSError:
+        except (OSError, RuntimeError):  # RuntimeError: ~somebody who is not known here
             return None  # no token stored, or none that we may read: ask without
     if not token:
         return None

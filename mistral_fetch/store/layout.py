@@ -17,7 +17,7 @@ import urllib.parse
 from dataclasses import dataclass
 from pathlib import Path
 
-from mistral_fetch.errors import UnsupportedLayout
+from mistral_fetch.errors import StoreError, UnsupportedLayout
 from mistral_fetch.store.durable import disk_errors, make_directory, write_durably
 
 LAYOUT_VERSION = "1"
@@ -77,9 +77,12 @@ class Layout:
             UnsupportedLayout: The cache has another layout version.
         """
         try:
-            found = (self.home / "VERSION").read_text("utf-8", "replace").strip()[:40]
-        except (FileNotFoundError, NotADirectoryError):
-            return
+            with disk_errors("opening the cache", self.home):
+                found = (self.home / "VERSION").read_text("utf-8", "replace").strip()[:40]
+        except StoreError as error:
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                return
+            raise
         if found != LAYOUT_VERSION:
             raise UnsupportedLayout(
                 f"the cache at {self.home} has another layout",

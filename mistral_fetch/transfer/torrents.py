@@ -13,6 +13,7 @@ from mistral_fetch.bittorrent.metainfo import MAX_TORRENT_BYTES, Metainfo, metai
 from mistral_fetch.bittorrent.settings import SwarmSettings
 from mistral_fetch.catalog_values import TorrentChannel
 from mistral_fetch.config import Settings
+from mistral_fetch.digest import Assurance
 from mistral_fetch.events import Report
 from mistral_fetch.manifest import Manifest
 from mistral_fetch.sources.base import Source, StopSignal
@@ -92,10 +93,11 @@ class TorrentResolver:
     def _offer(self, torrent: Metainfo | Magnet) -> Offer:
         source = self._source(torrent)
         metainfo = source.metainfo(self._report, self._stop)
-        prefix = "btmh" if metainfo.info_hash_v2 else "btih"
+        # Named by what vouches for it: a hybrid that a v1 magnet led to is known by SHA-1 alone.
+        is_v2 = source.assurance is Assurance.BTV2
         return Offer(
             "torrent",
-            f"{prefix}-{metainfo.info_hash_v2 or metainfo.info_hash}",
+            f"btmh-{metainfo.info_hash_v2}" if is_v2 else f"btih-{metainfo.info_hash}",
             metainfo_to_manifest(metainfo),
             (lambda: source,),
             scratch=self.state_directories,

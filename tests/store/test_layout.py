@@ -144,3 +144,13 @@ def test_a_file_system_that_cannot_sync_folders_is_left_alone(tmp_path: Path, mo
     monkeypatch.setattr(os, "fsync", no_folders)
     write_durably(tmp_path / "f", b"x")
     assert (tmp_path / "f").read_bytes() == b"x"
+
+
+def test_a_cache_that_may_not_be_read_is_told_in_three_lines(tmp_path, monkeypatch):
+    def refuse(*_arguments, **_options):
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(StoreNotWritable) as caught:
+        Layout(tmp_path).check_version()
+    assert caught.value.exit_code == 9
