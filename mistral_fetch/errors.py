@@ -258,14 +258,15 @@ class Stalled(SwarmError):
 class AllSourcesFailed(TransferError):
     """No source could deliver; each one's cause is kept, in the order they were tried.
 
-    The exit code is the causes' own where they agree, so that a gated repository is not called unreachable.
+    The exit code is the causes' own where they agree; one that could not be reached at all has no say, so that a
+    lying mirror or a gated repository is not hidden by a dead swarm.
     """
 
     def __init__(self, what: str, causes: Sequence[MistralFetchError], *, hint: str) -> None:
         detail = "; ".join(f"{cause.what}: {cause.detail}" for cause in causes) or "there was no source to try"
         super().__init__(what, detail=detail, hint=hint)
         self.causes = tuple(causes)
-        codes = {cause.exit_code for cause in causes}
+        codes = {cause.exit_code for cause in causes} - {ExitCode.NO_SOURCE}
         self.exit_code = codes.pop() if len(codes) == 1 else ExitCode.NO_SOURCE
 
 

@@ -73,6 +73,8 @@ def test_causes_that_agree_give_their_exit_code_and_others_give_6() -> None:
     gated, wrong = make(errors.GatedRepository), make(errors.DigestMismatch)
     assert AllSourcesFailed("x", [gated, gated], hint="h").exit_code == 4
     assert AllSourcesFailed("x", [gated, wrong], hint="h").exit_code == 6
+    assert AllSourcesFailed("x", [make(errors.NoPeers), wrong], hint="h").exit_code == 32, "nobody there is no opinion"
+    assert AllSourcesFailed("x", [make(errors.NoPeers)] * 2, hint="h").exit_code == 6
     assert AllSourcesFailed("x", [], hint="h").exit_code == 6
     assert AllSourcesFailed("x", [gated, wrong], hint="h").causes == (gated, wrong)
 
