@@ -29,7 +29,7 @@ from mistral_fetch.bittorrent.peers import Endpoint, format_peer
 from mistral_fetch.bittorrent.resume import PieceRecord, save_record, sync_files, take_record
 from mistral_fetch.bittorrent.settings import SwarmSettings, session_settings
 from mistral_fetch.errors import StoreError
-from mistral_fetch.store.durable import explain_os_error
+from mistral_fetch.store.durable import explain_os_error, has_blocks
 
 _WANTED = 4
 _UNWANTED = 0
@@ -105,7 +105,7 @@ class Download:
         parameters = self._parameters()
         if pieces is not None:
             _trust(parameters, pieces)
-        elif not any(_has_blocks(path) for path in self._data_paths.values()):
+        elif not any(has_blocks(path) for path in self._data_paths.values()):
             # Nothing but holes: saying so spares libtorrent from hashing gigabytes of zeros.
             parameters.have_pieces = [False] * self._metainfo.piece_count
         parameters.peers = list(peers)
@@ -291,13 +291,6 @@ def disk_error(failure: DiskFailed) -> StoreError:
 def _file_count(parameters: lt.add_torrent_params) -> int:
     assert parameters.ti is not None, "load_parameters saw to that"
     return parameters.ti.num_files()
-
-
-def _has_blocks(path: Path) -> bool:
-    try:
-        return path.stat().st_blocks > 0
-    except FileNotFoundError:
-        return False
 
 
 def _unfinished(handle: lt.torrent_handle) -> Iterator[tuple[int, tuple[bool, ...]]]:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -267,11 +266,12 @@ def _model_row(layout: Layout, record: RefRecord) -> dict[str, Any]:
 
 
 def _about(directory: Path) -> dict[str, Any]:
-    try:
-        fields = json.loads((directory / "about.json").read_bytes())
-        return {"ref": str(fields["ref"]), "path": str(fields["path"]), "since": int(fields["since"])}
-    except (OSError, ValueError, KeyError, TypeError):
+    from mistral_fetch.store.partials import read_description
+
+    noted = read_description(directory)
+    if noted is None:
         return {"ref": "unknown", "path": directory.name, "since": int(directory.stat().st_mtime)}
+    return asdict(noted)
 
 
 def _age(since: int) -> str:

@@ -107,6 +107,14 @@ def rename_durably(source: Path, target: Path) -> None:
         fsync_directory(source.parent)
 
 
+def has_blocks(path: Path) -> bool:
+    """Return whether a file has any bytes on the disk: a sparse file of holes alone has none, nor has a missing one."""
+    try:
+        return path.stat().st_blocks > 0
+    except OSError:
+        return False
+
+
 def boot_id() -> str:
     """Return a name for this run of the operating system, or '' where there is none.
 

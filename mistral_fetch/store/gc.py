@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mistral_fetch.errors import MistralFetchError
-from mistral_fetch.store.durable import disk_errors, fsync_directory
+from mistral_fetch.store.durable import disk_errors, fsync_directory, has_blocks
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
-from mistral_fetch.store.partials import LOCK_NAME, described_ref
+from mistral_fetch.store.partials import LOCK_NAME, read_description
 from mistral_fetch.store.snapshots import RefRecord, find_drafts, list_refs, load_manifest
 
 
@@ -112,14 +112,8 @@ def list_partials(layout: Layout) -> list[Path]:
 
 def list_empty_partials(layout: Layout, ref_key: str) -> list[Path]:
     """Return the directories that an abandoned channel of this ref left without any of a file's bytes in them."""
-    return [path for path in list_partials(layout) if described_ref(path) == ref_key and not _has_bytes(path / "data")]
-
-
-def _has_bytes(path: Path) -> bool:
-    try:
-        return path.stat().st_blocks > 0
-    except FileNotFoundError:
-        return False
+    empty = (path for path in list_partials(layout) if not has_blocks(path / "data"))
+    return [path for path in empty if (noted := read_description(path)) is not None and noted.ref == ref_key]
 
 
 def _snapshots(layout: Layout, excluding: Collection[str]) -> list[Path]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from mistral_fetch.errors import PieceMismatch
 from mistral_fetch.manifest import DEFAULT_PIECE_LENGTH, PieceHashes
 from mistral_fetch.spans import PieceGrid, Span, merge
-from mistral_fetch.store.durable import disk_errors, fsync_directory, make_directory, write_durably
+from mistral_fetch.store.durable import disk_errors, fsync_directory, has_blocks, make_directory, write_durably
 from mistral_fetch.store.journal import JournalWriter, read_journal
 from mistral_fetch.units import KIB, MIB
 
@@ -92,10 +92,7 @@ class Partial:
     @property
     def has_bytes(self) -> bool:
         """Return whether anything lies on the disk, also what a source with its own engine wrote."""
-        try:
-            return self.data_path.stat().st_blocks > 0
-        except OSError:
-            return False
+        return has_blocks(self.data_path)
 
     def missing_pieces(self) -> list[int]:
         """Return the indices still to fetch, in order."""
@@ -348,9 +345,19 @@ def describe_partial(directory: Path, ref_key: str, path: str, size: int) -> Non
             write_durably(directory / ABOUT_NAME, json.dumps(fields).encode())
 
 
-def described_ref(directory: Path) -> str:
-    """Return the ref that a partial's directory was described with, or ''."""
+@dataclass(frozen=True)
+class Description:
+    """What :func:`describe_partial` noted; ``since`` in seconds since 1970."""
+
+    ref: str
+    path: str
+    since: int
+
+
+def read_description(directory: Path) -> Description | None:
+    """Return what was noted in a partial's directory, or None where the note is missing or torn."""
     try:
-        return str(json.loads((directory / ABOUT_NAME).read_bytes())["ref"])
+        fields = json.loads((directory / ABOUT_NAME).read_bytes())
+        return Description(str(fields["ref"]), str(fields["path"]), int(fields["since"]))
     except (OSError, ValueError, KeyError, TypeError):
-        return ""
+        return None
