@@ -222,9 +222,16 @@ class MirrorStatus(MirrorError):
 
 
 class RangeRefused(MirrorError):
-    """The mirror answered a range request with another range."""
+    """The mirror answered a range request with another range.
+
+    ``sends_all`` is true where it sent the whole file instead, which is of use to whoever reads it from its beginning.
+    """
 
     is_permanent = True
+
+    def __init__(self, what: str, *, detail: str, hint: str, sends_all: bool = False) -> None:
+        super().__init__(what, detail=detail, hint=hint)
+        self.sends_all = sends_all
 
 
 class ContentChanged(MirrorError):

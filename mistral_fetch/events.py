@@ -37,10 +37,14 @@ class BytesDropped:
 
 @dataclass(frozen=True)
 class Progress:
-    """``path`` now has ``present_bytes`` of its bytes on disk (a fresh total, not a difference)."""
+    """``path`` now has ``present_bytes`` of its bytes on disk (a fresh total, not a difference).
+
+    ``flying_bytes`` more have come, of pieces that are not whole yet and may have to be fetched again.
+    """
 
     path: str
     present_bytes: int
+    flying_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -81,6 +81,12 @@ class FileEntry:
         return digest.value if digest else None
 
     @property
+    def checks(self) -> tuple[Digest, ...]:
+        """Return the digests worth computing: a file that matches its sha256 needs no weaker one."""
+        sha256 = self.digest("sha256")
+        return self.digests if sha256 is None else (sha256,)
+
+    @property
     def assurance(self) -> Assurance:
         """Return what a match of the strongest known whole-file digest proves."""
         levels = [digest.assurance for digest in self.digests if digest.assurance is not None]

@@ -43,7 +43,7 @@ class TransferView:
             self._recent.append((now_seconds, 0))
         elif isinstance(event, Progress):
             self.verifying = ""
-            self._present[event.path] = event.present_bytes
+            self._present[event.path] = event.present_bytes + event.flying_bytes
         elif isinstance(event, BytesReceived):
             known = self.received_by_source.get(event.source, 0)
             self.received_by_source[event.source] = known + event.length

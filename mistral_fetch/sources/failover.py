@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from urllib.parse import urlsplit
 
 from mistral_fetch.digest import sha256_of
 from mistral_fetch.errors import AllSourcesFailed, MistralFetchError
 from mistral_fetch.events import Report, SourceLied
-from mistral_fetch.manifest import FileEntry
+from mistral_fetch.manifest import FileEntry, MirrorUrl
 from mistral_fetch.sources.base import Target
+
+
+def mirrors_of(entry: FileEntry, schemes: Collection[str]) -> list[MirrorUrl]:
+    """Return the mirrors whose addresses have one of these schemes, the lowest priority number first, each once."""
+    ordered = sorted(entry.mirrors, key=lambda mirror: mirror.priority)  # stable: ties stay in file order
+    by_url = {replace(mirror, priority=0): mirror for mirror in reversed(ordered) if scheme_of(mirror.url) in schemes}
+    return list(reversed(by_url.values()))
 
 
 def mirror_urls(entry: FileEntry, schemes: Collection[str]) -> list[str]:
     """Return the addresses of these schemes, the lowest priority number first, each once."""
-    ordered = sorted(entry.mirrors, key=lambda mirror: mirror.priority)  # stable: ties stay in file order
-    return list(dict.fromkeys(mirror.url for mirror in ordered if scheme_of(mirror.url) in schemes))
+    return [mirror.url for mirror in mirrors_of(entry, schemes)]
 
 
 def scheme_of(url: str) -> str:

@@ -1,22 +1,40 @@
-"""A source over http and https mirrors: each file from the first mirror that delivers.
+"""A source over http and https mirrors: many connections to many mirrors, or one in order where it must be so.
 
-Owns the order of mirrors and who is out of the game. A single request is :mod:`.http_client`'s business,
-one file from one mirror :mod:`.http_transfer`'s.
+Owns which way a file is fetched, and what is remembered of mirrors from file to file. The parallel way is
+:mod:`.http_engine`'s business, one file from one mirror in order :mod:`.http_transfer`'s.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from mistral_fetch.digest import Assurance
 from mistral_fetch.errors import AccessError, IntegrityError, MirrorError, MistralFetchError, PieceMismatch
 from mistral_fetch.events import Progress, Report, SourceFailed
+from mistral_fetch.manifest import MirrorUrl
 from mistral_fetch.sources.base import StopSignal, Target
-from mistral_fetch.sources.failover import give_up, known_size, mirror_urls, report_lie
+from mistral_fetch.sources.failover import known_size, mirrors_of, report_lie
 from mistral_fetch.sources.http_client import HttpClient, breaking_off
+from mistral_fetch.sources.http_engine import FileJob, ParallelFetch
 from mistral_fetch.sources.http_transfer import MirrorTransfer
+from mistral_fetch.sources.limit import RateLimit
+from mistral_fetch.sources.mirror_state import Growth, MirrorState
 from mistral_fetch.sources.retry import Backoff, RetryPolicy
-from mistral_fetch.sources.urls import HTTP_SCHEMES, origin_of
+from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of, origin_of
+
+MOST_CONNECTIONS = 16
+# Where a mirror's worth of connections begins; doubled from there as long as that brings more.
+FIRST_CONNECTIONS = 2
+
+
+@dataclass(frozen=True)
+class Politeness:
+    """How much may be asked of the network at once."""
+
+    connections: int = MOST_CONNECTIONS
+    """The most connections at a time, all mirrors together."""
+    limit: RateLimit = RateLimit(None)  # noqa: RUF009 - without a cap it has no state
 
 
 class HttpSource:
@@ -26,15 +44,24 @@ class HttpSource:
         client: The door to the web, with its credentials.
         retry: How patient to be with one mirror.
         label: The name to go by.
+        politeness: How much may be asked of the network at once.
     """
 
     assurance = Assurance.SIZE
 
-    def __init__(self, client: HttpClient, retry: RetryPolicy | None = None, label: str = "http") -> None:
+    def __init__(
+        self,
+        client: HttpClient,
+        retry: RetryPolicy | None = None,
+        label: str = "http",
+        politeness: Politeness | None = None,
+    ) -> None:
         self.label = label
         self._client = client
         self._retry = retry or RetryPolicy()
-        self._liars: dict[str, PieceMismatch] = {}
+        self._politeness = politeness or Politeness()
+        self._mirrors: dict[tuple[str, int], MirrorState] = {}
+        self._liars: dict[str, MistralFetchError] = {}
 
     def fetch(self, targets: Sequence[Target], report: Report, stop: StopSignal) -> None:
         """Fill every target's partial; the first file that no mirror delivers ends it.
@@ -46,40 +73,82 @@ class HttpSource:
             StoreError, Interrupted: See :class:`~mistral_fetch.sources.base.Source`.
         """
         with breaking_off(self._client, stop):
-            for target in targets:
-                stop.check()
-                try:
-                    self._fetch_file(target, report, stop)
-                finally:
+            try:
+                while incomplete := self._incomplete(targets, report):
+                    stop.check()
+                    self._fetch_missing(incomplete, report, stop)
+            finally:
+                for target in targets:
                     target.partial.flush()  # whatever happened, what was verified is kept
 
-    def _fetch_file(self, target: Target, report: Report, stop: StopSignal) -> None:
-        if known_size(target.entry) == 0:
-            target.partial.prepare()
-        if not target.partial.missing_pieces():
-            report(Progress(target.entry.path, target.partial.present_bytes))
-            return
-        causes: list[MistralFetchError] = []
-        for url in mirror_urls(target.entry, HTTP_SCHEMES):
-            error = self._try_mirror(url, target, report, stop)
+    def _incomplete(self, targets: Sequence[Target], report: Report) -> list[Target]:
+        """Return the targets with something missing; flushing finds out whether another process discarded them."""
+        incomplete = []
+        for target in targets:
+            if known_size(target.entry) == 0:
+                target.partial.prepare()
+            target.partial.flush()
+            if target.partial.missing_pieces():
+                incomplete.append(target)
+            else:
+                report(Progress(target.entry.path, target.partial.present_bytes))
+        return incomplete
+
+    def _fetch_missing(self, targets: Sequence[Target], report: Report, stop: StopSignal) -> None:
+        jobs = [self._job(target) for target in targets]
+        parallel = [job for job in jobs if is_pinned(job.target) and job.addresses]
+        if parallel:
+            settings = self._politeness
+            ParallelFetch(self._client, parallel, self._liars, settings.connections, settings.limit, report, stop).run()
+        for job in jobs:
+            mirrors = job.whole_only if job in parallel else list(job.addresses)
+            if job.target.partial.missing_pieces():
+                self._fetch_in_order(job, mirrors, report, stop)
+
+    def _job(self, target: Target) -> FileJob:
+        job = FileJob(target)
+        seen: dict[str, int] = {}
+        for address in mirrors_of(target.entry, HTTP_SCHEMES):
+            try:
+                origin = origin_of(address.url)
+            except MirrorError as error:  # no usable address
+                job.unusable.append(error)
+                continue
+            seen[origin] = seen.get(origin, -1) + 1
+            mirror = self._mirror(origin, seen[origin], address)
+            if origin in self._liars:
+                job.causes[mirror] = self._liars[origin]
+            else:
+                job.addresses[mirror] = address
+        return job
+
+    def _mirror(self, origin: str, number: int, address: MirrorUrl) -> MirrorState:
+        """Return what is known of a mirror; several addresses of one file on one host count as several mirrors."""
+        key = (origin, number)
+        if key not in self._mirrors:
+            growth = Growth(FIRST_CONNECTIONS, self._politeness.connections)
+            self._mirrors[key] = MirrorState(origin, host_of(address.url), growth, Backoff(self._retry))
+        return self._mirrors[key]
+
+    def _fetch_in_order(self, job: FileJob, mirrors: Sequence[MirrorState], report: Report, stop: StopSignal) -> None:
+        for mirror in mirrors:
+            error = self._try_mirror(job.addresses[mirror].url, mirror, job.target, report, stop)
             if error is None:
                 return
-            causes.append(error)
-        raise give_up(target.entry, causes, "mirror")
+            job.causes[mirror] = error
+        raise job.give_up()
 
-    def _try_mirror(self, url: str, target: Target, report: Report, stop: StopSignal) -> MistralFetchError | None:
-        try:
-            origin = origin_of(url)
-            if origin in self._liars:
-                return self._liars[origin]
-            transfer = MirrorTransfer(self._client, url, target, report, stop)
-        except MirrorError as error:  # no usable address
-            return error
+    def _try_mirror(
+        self, url: str, mirror: MirrorState, target: Target, report: Report, stop: StopSignal
+    ) -> MistralFetchError | None:
+        if mirror.origin in self._liars:
+            return self._liars[mirror.origin]
+        transfer = MirrorTransfer(self._client, url, target, report, stop, self._politeness.limit)
         try:
             transfer.run(Backoff(self._retry))
         except PieceMismatch as error:
             # Integrity rule 5: named, dropped for good, and the transfer goes on from the others.
-            self._liars[origin] = error
+            self._liars[mirror.origin] = error
             report_lie(target, transfer.assembler.index, transfer.assembler.buffered, transfer.host, report)
             return error
         except (AccessError, IntegrityError) as error:
@@ -88,3 +157,8 @@ class HttpSource:
         except MirrorError as error:  # reported already, attempt by attempt
             return error
         return None
+
+
+def is_pinned(target: Target) -> bool:
+    """Return whether wrong bytes cannot stay unnoticed, so that several connections may fill one file."""
+    return bool(target.entry.digests) or target.partial.known_pieces is not None

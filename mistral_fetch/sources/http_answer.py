@@ -26,15 +26,24 @@ class Wanted:
     span: Span
     is_pinned: bool
     """A digest or piece hashes are known, so wrong bytes cannot stay unnoticed."""
+    archive_offset: int = 0
+    """Where the file begins within what lies at the address: more than 0 for a file inside an archive."""
+    archive_size: int | None = None
+    """The size of what lies at the address, where it is an archive."""
 
     @property
     def is_whole(self) -> bool:
         """Return whether no range needs to be asked for."""
-        return self.span == Span(0, self.size)
+        return self.span == Span(0, self.size) and self.archive_size is None
+
+    @property
+    def size_at_address(self) -> int:
+        """Return the size that the server must know."""
+        return self.size if self.archive_size is None else self.archive_size
 
     def range_header(self) -> str:
         """Return the ``Range`` value."""
-        return f"bytes={self.span.start}-{self.span.end - 1}"
+        return f"bytes={self.archive_offset + self.span.start}-{self.archive_offset + self.span.end - 1}"
 
 
 def body_span(wanted: Wanted, status: int, headers: Mapping[str, str], length: int | None, shown: str) -> Span:
@@ -60,8 +69,10 @@ def body_span(wanted: Wanted, status: int, headers: Mapping[str, str], length: i
             hint="open the address in a browser: a login or an error page is likely; or use another mirror",
         )
     if status == 200:
-        if length not in {None, wanted.size}:
+        if length not in {None, wanted.size_at_address}:
             raise wrong_size(wanted, f"{length} bytes announced", shown)
+        if wanted.archive_size is not None:
+            raise _refused(wanted, "all of the archive", shown)
         return Span(0, wanted.size)
     span = _ranged_span(wanted, status, headers, length, shown)
     if length not in {None, span.length}:
@@ -78,11 +89,11 @@ def _ranged_span(wanted: Wanted, status: int, headers: Mapping[str, str], length
     match = _CONTENT_RANGE.fullmatch(value)
     if match is None:
         raise _refused(wanted, f"Content-Range {value[:80]!r}", shown)
-    if match[3] != "*" and int(match[3]) != wanted.size:
+    if match[3] != "*" and int(match[3]) != wanted.size_at_address:
         raise wrong_size(wanted, f"a file of {match[3]} bytes", shown)
     if status == 416 or match[1] is None:
         raise _refused(wanted, f"status {status} with {value!r}", shown)
-    first, last = int(match[1]), int(match[2])
+    first, last = int(match[1]) - wanted.archive_offset, int(match[2]) - wanted.archive_offset
     if first != wanted.span.start or not first <= last < wanted.span.end:
         raise _refused(wanted, f"Content-Range {value!r}", shown)
     return Span(first, last + 1)
@@ -104,7 +115,7 @@ def wrong_size(wanted: Wanted, actual: str, shown: str) -> SizeMismatch:
     """Return the error for a mirror whose file is longer or shorter than promised."""
     return SizeMismatch(
         f"{shown} has another {wanted.path}",
-        detail=f"expected {wanted.size} bytes, got {actual}",
+        detail=f"expected {wanted.size_at_address} bytes, got {actual}",
         hint="use another mirror; the manifest says what is right",
     )
 

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from mistral_fetch import __version__
 from mistral_fetch.errors import AccessError, ConfigError, MirrorError, MirrorStatus, NotAModelFile, OfflineRefused
 from mistral_fetch.sources.base import StopSignal
+from mistral_fetch.sources.http_body import Body
 from mistral_fetch.sources.mirror_errors import (
     OTHER_WAYS,
     broken,
@@ -76,6 +77,17 @@ class Answer:
     """The address that answered, after redirects; may hold a signature, so never printed whole."""
     has_credentials: bool
     _response: httpx.Response = field(repr=False)
+    body: Body = field(repr=False)
+
+    def read_into(self, target: memoryview) -> int:
+        """Fill the beginning of ``target`` with what comes next of the body; return how many bytes, 0 at its end.
+
+        Raises:
+            MirrorTimeout: No byte came for the read timeout.
+            MirrorUnreachable: The connection broke.
+        """
+        with _mapped_errors(self.asked_url):
+            return self.body.read_into(target)
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the body as it arrives, undecoded.
@@ -90,8 +102,17 @@ class Answer:
     @property
     def content_length(self) -> int | None:
         """Return the announced length of the body, or None if it is unknown or no number."""
-        value = self.headers.get("content-length", "")
-        return int(value) if value.isascii() and value.isdigit() and len(value) < 20 else None
+        return _announced_length(self.headers)
+
+
+def _announced_length(headers: Mapping[str, str]) -> int | None:
+    value = headers.get("content-length", "")
+    return int(value) if value.isascii() and value.isdigit() and len(value) < 20 else None
+
+
+def _framed_length(headers: Mapping[str, str]) -> int | None:
+    """Return where the body ends on the wire, or None where only its framing tells (RFC 9112, 6.3)."""
+    return None if "transfer-encoding" in headers else _announced_length(headers)
 
 
 class HttpClient:
@@ -242,7 +263,8 @@ class HttpClient:
                 leads_on = response.status_code in _REDIRECTS and location != ""
                 if not leads_on or (only_relative and not is_relative(location)):
                     lowered = {name.lower(): value for name, value in response.headers.items()}
-                    yield Answer(response.status_code, lowered, url, hop, authorization is not None, response)
+                    body = Body(response, _framed_length(lowered), self.settings.read_timeout_seconds)
+                    yield Answer(response.status_code, lowered, url, hop, authorization is not None, response, body)
                     return
                 hop = next_hop(hop, location)
             finally:
@@ -349,12 +371,12 @@ def _mapped_errors(url: str) -> Iterator[None]:
 
     try:
         yield
-    except (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError, ssl.SSLError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, httpx.CookieConflict, httpx.StreamError, OSError) as error:
         raise map_httpx_error(error, url) from error
 
 
 def map_httpx_error(error: Exception, url: str) -> MirrorError:
-    """Return what an exception of httpx means to us, most specific first.
+    """Return what an exception of httpx, or of a socket it opened, means to us, most specific first.
 
     Raises:
         TypeError: The exception is none of httpx's, or one this program does not know.
@@ -365,7 +387,7 @@ def map_httpx_error(error: Exception, url: str) -> MirrorError:
     reason = " ".join(str(error).split())[:200] or type(error).__name__
     cases: tuple[tuple[Any, Any], ...] = (
         (httpx.ConnectTimeout, lambda: unreachable(shown, "no connection in time")),
-        ((httpx.TimeoutException), lambda: silent(shown)),
+        ((httpx.TimeoutException, TimeoutError), lambda: silent(shown)),
         ((httpx.UnsupportedProtocol, httpx.InvalidURL), lambda: permanent(unreachable(shown, reason))),
         (
             (httpx.ConnectError, ssl.SSLError),
@@ -375,7 +397,7 @@ def map_httpx_error(error: Exception, url: str) -> MirrorError:
         ((httpx.NetworkError, httpx.RemoteProtocolError), lambda: broken(shown, reason)),
         (httpx.TooManyRedirects, lambda: permanent(unreachable(shown, reason))),
         (httpx.DecodingError, lambda: NotAModelFile(f"{shown} sends a broken body", detail=reason, hint=OTHER_WAYS)),
-        ((httpx.HTTPError, httpx.CookieConflict, httpx.StreamError), lambda: broken(shown, reason)),
+        ((httpx.HTTPError, httpx.CookieConflict, httpx.StreamError, OSError), lambda: broken(shown, reason)),
     )
     for kinds, build in cases:
         if isinstance(error, kinds):

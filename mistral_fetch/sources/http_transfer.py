@@ -1,4 +1,5 @@
-"""One file from one mirror: ask for what is missing, check the answer, assemble pieces, try again from the gap.
+"""One file from one mirror over one connection, in order: for files that nothing vouches for, and for mirrors
+that cannot serve ranges. Asks for what is missing, checks the answer, assembles pieces, tries again from the gap.
 
 Owns resuming and retrying against a single mirror. Which mirror comes next is :mod:`.http`'s business;
 whether the file is right as a whole is the store's.
@@ -6,54 +7,30 @@ whether the file is right as a whole is the store's.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 
 from mistral_fetch.errors import ContentChanged, MirrorError, MirrorUnreachable, RangeRefused, SizeMismatch
-from mistral_fetch.events import BytesDropped, BytesReceived, Notice, Progress, Report, SourceConnected, SourceFailed
+from mistral_fetch.events import BytesDropped, Notice, Progress, Report, SourceConnected, SourceFailed
 from mistral_fetch.sources.assembly import PieceAssembler
 from mistral_fetch.sources.base import StopSignal, Target
 from mistral_fetch.sources.failover import known_size
 from mistral_fetch.sources.http_answer import Wanted, body_span, strong_validator, wrong_size
 from mistral_fetch.sources.http_client import Answer, HttpClient, status_error
+from mistral_fetch.sources.limit import RateLimit
+from mistral_fetch.sources.meter import PROGRESS_BYTES, ReceivedMeter
 from mistral_fetch.sources.retry import Backoff
 from mistral_fetch.sources.urls import host_of, redact
 from mistral_fetch.spans import Span
 from mistral_fetch.store.partials import Partial
-from mistral_fetch.units import KIB, MIB
-
-# Fewer bytes than this do not count as progress, or a mirror that sends one byte and hangs up is asked for ever.
-_PROGRESS_BYTES = 64 * KIB
-_REPORT_BYTES = MIB
-_REPORT_SECONDS = 0.1
-
-
-class ReceivedMeter:
-    """Sums up received bytes into few events."""
-
-    def __init__(self, source: str, path: str, report: Report) -> None:
-        self._source, self._path, self._report = source, path, report
-        self._waiting = 0
-        self._last = time.monotonic()
-
-    def count(self, length: int) -> None:
-        """Count bytes; report them when there are many or the last report is a while ago."""
-        self._waiting += length
-        if self._waiting >= _REPORT_BYTES or time.monotonic() - self._last >= _REPORT_SECONDS:
-            self.flush()
-
-    def flush(self) -> None:
-        """Report what was counted."""
-        if self._waiting:
-            self._report(BytesReceived(self._source, self._path, self._waiting))
-        self._waiting = 0
-        self._last = time.monotonic()
 
 
 class MirrorTransfer:
     """Fills one partial from one address."""
 
-    def __init__(self, client: HttpClient, url: str, target: Target, report: Report, stop: StopSignal) -> None:
+    def __init__(
+        self, client: HttpClient, url: str, target: Target, report: Report, stop: StopSignal, limit: RateLimit
+    ) -> None:
+        self._limit = limit
         self._client = client
         self._url = url
         self._shown = redact(url)
@@ -104,7 +81,7 @@ class MirrorTransfer:
     def _has_advanced(self) -> bool:
         """Return whether more is here than ever before; what is fetched again after a reset does not count."""
         now = self._partial.present_bytes + len(self.assembler.buffered)
-        has_advanced = now >= self._most_bytes + _PROGRESS_BYTES
+        has_advanced = now >= self._most_bytes + PROGRESS_BYTES
         self._most_bytes = max(self._most_bytes, now)
         return has_advanced
 
@@ -166,6 +143,7 @@ class MirrorTransfer:
             has_new_piece = self.assembler.feed(offset, chunk)
             offset += len(chunk)
             self._meter.count(len(chunk))
+            self._limit.take(len(chunk), self._stop.check)
             if has_new_piece:
                 self._report(Progress(self._entry.path, self._partial.present_bytes))
             if self.assembler.is_complete and offset < body.end:

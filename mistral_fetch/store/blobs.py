@@ -22,6 +22,7 @@ from mistral_fetch.digest import Digest
 from mistral_fetch.errors import DigestMismatch, IntegrityError, SizeMismatch
 from mistral_fetch.events import BytesVerified, Notice, Report
 from mistral_fetch.manifest import DEFAULT_PIECE_LENGTH, FileEntry
+from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.durable import disk_errors, fsync_directory, rename_durably
 from mistral_fetch.store.hashing import FileHashes, hash_file
 from mistral_fetch.store.layout import Layout
@@ -56,7 +57,7 @@ def adopt_blob(
         check_stop()
         report(BytesVerified(entry.path, done, entry.size or 0))
 
-    algorithms = {"sha256", *(digest.algorithm for digest in entry.digests)}
+    algorithms = {"sha256", *(digest.algorithm for digest in entry.checks)}
     piece_length = entry.pieces.length if entry.pieces else DEFAULT_PIECE_LENGTH
     with disk_errors("reading what the cache holds", path):
         hashes = hash_file(path, sorted(algorithms), piece_length, advance)
@@ -75,8 +76,17 @@ def commit_partial(
     partial: Partial,
     report: Report,
     check_stop: Callable[[], None],
+    hashes: FileHashes | None = None,
 ) -> CommittedBlob:
     """Verify a filled partial as a whole and turn it into a blob.
+
+    Args:
+        layout: The cache.
+        entry: What was promised of the file.
+        partial: Its bytes, all of them present.
+        report: Told how far the file is hashed.
+        check_stop: Called meanwhile; may raise.
+        hashes: What reading the whole file gave, if that was done while it was filled.
 
     Raises:
         SizeMismatch, DigestMismatch: The bytes are not the promised ones; the partial is left as it was.
@@ -87,13 +97,17 @@ def commit_partial(
     partial.close()
     with disk_errors("verifying a download", partial.data_path):
         _fsync_file(partial.data_path)
-        hashes = _hash_reporting(entry, partial, report, check_stop)
+        hashes = hashes or _hash_reporting(entry, partial, report, check_stop)
     compare(entry, hashes)
+    reached("commit-hashed")
     blob = CommittedBlob(hashes.digest("sha256").value, hashes.size, hashes.pieces)
     with disk_errors("publishing a verified file", layout.blob(blob.sha256)):
         partial.set_committed(blob)
+        reached("commit-noted")
         rename_durably(partial.data_path, layout.blob(blob.sha256))
+        reached("blob-named")
         layout.blob(blob.sha256).chmod(0o444)
+        reached("blob-sealed")
     return blob
 
 
@@ -109,7 +123,7 @@ def compare(entry: FileEntry, hashes: FileHashes) -> None:
             detail=f"expected {entry.size} bytes, got {hashes.size}",
             hint=_REFETCH,
         )
-    for expected in entry.digests:
+    for expected in entry.checks:
         actual = hashes.digest(expected.algorithm)
         if actual != expected:
             raise digest_mismatch(entry.path, expected, actual)
@@ -136,7 +150,7 @@ def _hash_reporting(entry: FileEntry, partial: Partial, report: Report, check_st
         check_stop()
         report(BytesVerified(entry.path, done, partial.grid.size))
 
-    algorithms = {"sha256", *(digest.algorithm for digest in entry.digests)}
+    algorithms = {"sha256", *(digest.algorithm for digest in entry.checks)}
     piece_length = entry.pieces.length if partial.known_pieces and entry.pieces else DEFAULT_PIECE_LENGTH
     return hash_file(partial.data_path, sorted(algorithms), piece_length, advance)
 

@@ -13,16 +13,23 @@ from __future__ import annotations
 import os
 import re
 import secrets
+import time
 import zlib
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mistral_fetch.spans import PieceGrid
+from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.durable import boot_id, fsync_directory
 
 _HEADER = re.compile(r"mistral-fetch-journal 1 size=(\d{1,20}) piece=(\d{1,20}) boot=(\S+)")
 _RECORD = re.compile(r"(\d{1,10}) ([0-9a-f]{64}) ([0-9a-f]{8})")
+_NAME = re.compile(r"journal-(\d{1,10})-[0-9a-f]{8}\.log")
+MAX_HEADER_CHARACTERS = 256
+# Longer than any writer goes without recording a batch.
+LIVING_SECONDS = 600.0
+FOREIGN_SECONDS = 60.0
 MAX_JOURNAL_BYTES = 512 * 1024 * 1024
 
 
@@ -57,11 +64,51 @@ def read_journal(path: Path, grid: PieceGrid) -> JournalRecords | None:
     return JournalRecords(pieces, is_of_this_boot=bool(here) and header[3] == here)
 
 
+def journal_paths(directory: Path) -> list[Path]:
+    """Return the journals in a partial's directory, in a fixed order."""
+    return sorted(directory.glob("journal-*.log"))
+
+
+def living_writers(directory: Path) -> list[Path]:
+    """Return the journals of other processes that may still be writing.
+
+    A process of this boot lives if its number does, and its journal is not older than any transfer goes without a
+    batch. One of another boot is of another host, or of a host that went down: it counts as living for a minute.
+    """
+    found = []
+    for path in journal_paths(directory):
+        match = _NAME.fullmatch(path.name)
+        try:
+            with path.open(encoding="ascii", errors="replace") as file:
+                header = _HEADER.fullmatch(file.readline(MAX_HEADER_CHARACTERS).rstrip("\n"))
+            age = time.time() - path.stat().st_mtime
+        except FileNotFoundError:
+            continue
+        if match is None or header is None or int(match[1]) == os.getpid():
+            continue
+        is_local = header[3] == boot_id()
+        if age < (LIVING_SECONDS if is_local and is_alive(match[1]) else 0 if is_local else FOREIGN_SECONDS):
+            found.append(path)
+    return found
+
+
+def is_alive(process: str) -> bool:
+    """Return whether a process of this number runs on this machine."""
+    try:
+        os.kill(int(process), 0)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
+
+
 class JournalWriter:
-    """Appends records; ``append`` returns once they are durable."""
+    """Appends records; ``append`` returns once they are durable. A journal that got no record is removed again."""
 
     def __init__(self, directory: Path, grid: PieceGrid) -> None:
         self.path = directory / f"journal-{os.getpid()}-{secrets.token_hex(4)}.log"
+        self._is_empty = True
         self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
         header = f"mistral-fetch-journal 1 size={grid.size} piece={grid.piece_length} boot={boot_id() or '-'}\n"
         try:
@@ -79,12 +126,17 @@ class JournalWriter:
         for index, sha256 in sorted(pieces.items()):
             fields = f"{index} {sha256}"
             lines.append(f"{fields} {_crc(fields):08x}\n")
+        self._is_empty = False
         self._write("".join(lines))
+        reached("journal-appended")
         os.fsync(self._descriptor)
+        reached("journal-synced")
 
     def close(self) -> None:
         """Close the file; it stays for the next process to read."""
         os.close(self._descriptor)
+        if self._is_empty:
+            self.path.unlink(missing_ok=True)
 
     def _write(self, text: str) -> None:
         length = os.fstat(self._descriptor).st_size

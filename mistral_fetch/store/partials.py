@@ -12,17 +12,19 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import threading
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from mistral_fetch.errors import PieceMismatch
 from mistral_fetch.manifest import DEFAULT_PIECE_LENGTH, PieceHashes
 from mistral_fetch.spans import PieceGrid, Span, merge
+from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.durable import disk_errors, fsync_directory, has_blocks, make_directory, write_durably
-from mistral_fetch.store.journal import JournalWriter, read_journal
+from mistral_fetch.store.journal import JournalWriter, is_alive, journal_paths, living_writers, read_journal
 from mistral_fetch.units import KIB, MIB
 
 # One batch: what a kill -9 may cost. Large enough that fdatasync does not stall the wire.
@@ -50,7 +52,11 @@ class CommittedBlob:
 
 
 class Partial:
-    """One unfinished file on a grid of pieces. Not shared between threads.
+    """One unfinished file on a grid of pieces. Any number of threads may put pieces into it.
+
+    Where piece hashes are known, any number of processes may share the data file: whatever they write was verified,
+    so writing it twice changes nothing. Without them a second writer's bytes would be checked by nobody, so a process
+    that finds another one at work (their lock did not hold it off) works in a data file of its own.
 
     Args:
         directory: The partial's own directory; created when the first byte is written.
@@ -63,31 +69,49 @@ class Partial:
         self.directory = directory
         self.known_pieces = pieces if usable else None
         self.grid = PieceGrid(size, pieces.length if usable and pieces else DEFAULT_PIECE_LENGTH)
+        self.generation = 0
+        """Grows whenever bytes that counted as present stop counting."""
+        self.changed = threading.Condition(threading.RLock())
+        """Held while the record of what is present changes; notified afterwards."""
+        self._write_lock = threading.Lock()
+        self._flush_lock = threading.RLock()
         self._recorded: dict[int, str] = {}
         self._unflushed: dict[int, str] = {}
         self._unflushed_bytes = 0
+        self._being_written: set[int] = set()
+        self._put_here: set[int] = set()
         self._rehashed: dict[int, str] = {}
+        self._frontier = 0
         self._descriptor: int | None = None
         self._journal: JournalWriter | None = None
+        self._private_name = ""
         self._load()
 
     @property
     def data_path(self) -> Path:
         """Return where the bytes are; the file has its full size as soon as it exists."""
-        return self.directory / "data"
+        return self.directory / (self._private_name or "data")
 
     @property
     def present(self) -> list[Span]:
         """Return the spans whose pieces are written and hashed, flushed or not."""
-        return merge(self.grid.span(index) for index in (*self._recorded, *self._unflushed))
+        with self.changed:
+            return merge(self.grid.span(index) for index in (*self._recorded, *self._unflushed))
 
     @property
     def present_bytes(self) -> int:
         """Return how many bytes :attr:`present` covers."""
-        count = len(self._recorded) + sum(1 for index in self._unflushed if index not in self._recorded)
-        last = self.grid.count - 1
-        shortfall = self.grid.count * self.grid.piece_length - self.grid.size
-        return count * self.grid.piece_length - (shortfall if self.piece_sha256(last) else 0)
+        with self.changed:
+            # A piece is in one of the two, so their lengths add up.
+            count = len(self._recorded) + len(self._unflushed)
+            last = self.grid.count - 1
+            shortfall = self.grid.count * self.grid.piece_length - self.grid.size
+            return count * self.grid.piece_length - (shortfall if self.piece_sha256(last) else 0)
+
+    @property
+    def unflushed_bytes(self) -> int:
+        """Return how many bytes a kill would cost now."""
+        return self._unflushed_bytes
 
     @property
     def has_bytes(self) -> bool:
@@ -96,14 +120,33 @@ class Partial:
 
     def missing_pieces(self) -> list[int]:
         """Return the indices still to fetch, in order."""
-        return [i for i in range(self.grid.count) if i not in self._recorded and i not in self._unflushed]
+        with self.changed:
+            return [i for i in range(self.grid.count) if i not in self._recorded and i not in self._unflushed]
+
+    def has_piece(self, index: int) -> bool:
+        """Return whether a piece is present."""
+        return index in self._unflushed or index in self._recorded
+
+    def was_put_here(self, index: int) -> bool:
+        """Return whether this process wrote a piece, so that its hash is of bytes it had in hand."""
+        return index in self._put_here
 
     def piece_sha256(self, index: int) -> str | None:
         """Return the sha256 of a present piece."""
         return self._unflushed.get(index) or self._recorded.get(index)
 
-    def put(self, index: int, data: bytes | bytearray | memoryview, source: str) -> None:
+    def contiguous_end(self) -> int:
+        """Return up to which byte nothing is missing."""
+        with self.changed:
+            while self._frontier < self.grid.count and self.has_piece(self._frontier):
+                self._frontier += 1
+            return min(self._frontier * self.grid.piece_length, self.grid.size)
+
+    def put(self, index: int, data: bytes | bytearray | memoryview, source: str) -> bool:
         """Verify one whole piece (when its hash is known), write it at its own offset, record it in time.
+
+        Returns:
+            Whether it was missing; a piece that is here, or is being written by another thread, is left alone.
 
         Raises:
             PieceMismatch: ``source`` sent wrong bytes; nothing was written.
@@ -120,20 +163,44 @@ class Partial:
                 detail=f"expected sha256:{self.known_pieces.sha256[index]}, got sha256:{sha256}",
                 hint="another source is tried; if this was the only one, report it to its operator",
             )
+        reached("piece-verified")
         with disk_errors("writing a download", self.data_path):
-            self._write(span.start, data)
+            self._open()
+            if not self._claim(index):
+                return False
+            try:
+                self._write(span.start, data)
+            except BaseException:
+                self._being_written.discard(index)
+                raise
+        reached("piece-written")
+        if self._count(index, sha256, span.length) >= BATCH_BYTES:
+            self.flush()
+        return True
+
+    def _claim(self, index: int) -> bool:
+        with self.changed:
+            if self.has_piece(index) or index in self._being_written:
+                return False
+            self._being_written.add(index)
+            return True
+
+    def _count(self, index: int, sha256: str, length: int) -> int:
+        with self.changed:
+            self._being_written.discard(index)
             self._unflushed[index] = sha256
-            self._unflushed_bytes += span.length
-            if self._unflushed_bytes >= BATCH_BYTES:
-                self._flush()
+            self._put_here.add(index)
+            self._unflushed_bytes += length
+            self.changed.notify_all()
+            return self._unflushed_bytes
 
     def flush(self) -> None:
-        """Make everything written durable, then record it (integrity rule 2).
+        """Make everything written durable, then record it (integrity rule 2). Writing may go on meanwhile.
 
         Raises:
             StoreError: The disk refused.
         """
-        with disk_errors("syncing a download", self.data_path):
+        with disk_errors("syncing a download", self.data_path), self._flush_lock:
             self._flush()
 
     def close(self) -> None:
@@ -145,11 +212,12 @@ class Partial:
 
     def close_without_recording(self) -> None:
         """Close the files and forget what was not flushed, as after a disk error."""
-        self._forget_unflushed()
-        self._close_journal()
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        with self._flush_lock, self.changed:
+            self._forget_unflushed()
+            self._close_journal()
+            if self._descriptor is not None:
+                os.close(self._descriptor)
+                self._descriptor = None
 
     def prepare(self) -> None:
         """Create the directory and the full-size data file, for a source that writes by itself.
@@ -163,8 +231,8 @@ class Partial:
     def reset(self) -> None:
         """Forget all bytes: they turned out wrong, or belong to another version of the file."""
         self.close_without_recording()
-        self._recorded.clear()
-        self._rehashed.clear()
+        with self.changed:
+            self._forget_recorded()
         with disk_errors("discarding a download", self.directory):
             if self.directory.is_dir():
                 # Records first: a crash in between must never leave records without their bytes, or without the
@@ -224,14 +292,16 @@ class Partial:
         self.close_without_recording()
         with disk_errors("removing a finished download", self.directory):
             if self.directory.is_dir():
-                shutil.rmtree(self.directory)
+                shutil.rmtree(self.directory, ignore_errors=True)  # a process that lost the race may be writing in it
+                if self.directory.is_dir():
+                    shutil.rmtree(self.directory)
                 fsync_directory(self.directory.parent)
 
     def _load(self) -> None:
         if not self.data_path.is_file() or self.data_path.stat().st_size != self.grid.size:
             return
         stale: dict[int, str] = {}
-        for path in self._journal_paths():
+        for path in journal_paths(self.directory):
             records = read_journal(path, self.grid)
             if records is None:
                 continue
@@ -245,11 +315,8 @@ class Partial:
                 self._rehashed[index] = sha256
         self._recorded.update(self._rehashed)
 
-    def _journal_paths(self) -> Iterator[Path]:
-        return iter(sorted(self.directory.glob("journal-*.log")))
-
     def _remove_journals(self) -> None:
-        for path in self._journal_paths():
+        for path in journal_paths(self.directory):
             path.unlink(missing_ok=True)  # another process may be discarding as well
         fsync_directory(self.directory)
 
@@ -263,48 +330,93 @@ class Partial:
             return ""  # gone or unreadable (a bad sector): not present, so it is fetched and written again
 
     def _open(self) -> int:
-        if self._descriptor is None:
-            make_directory(self.directory)
-            self._descriptor = os.open(self.data_path, os.O_RDWR | os.O_CREAT, 0o644)
-            if os.fstat(self._descriptor).st_size != self.grid.size:
-                # Records that an earlier data file left behind must not come to life with the new one.
-                self._remove_journals()
-                os.ftruncate(self._descriptor, self.grid.size)
-                os.fsync(self._descriptor)
+        with self.changed:
+            if self._descriptor is None:
+                make_directory(self.directory)
+                self._keep_off_others()
+                self._descriptor = os.open(self.data_path, os.O_RDWR | os.O_CREAT, 0o644)
+                if os.fstat(self._descriptor).st_size != self.grid.size:
+                    self._begin_anew(self._descriptor)
+                fsync_directory(self.directory)
+            return self._descriptor
+
+    def _begin_anew(self, descriptor: int) -> None:
+        # Records that an earlier data file left behind must not come to life with the new one.
+        if not self._private_name:
+            own = self._journal
+            for path in journal_paths(self.directory):
+                if own is None or path != own.path:
+                    path.unlink(missing_ok=True)
             fsync_directory(self.directory)
-        return self._descriptor
+        os.ftruncate(descriptor, self.grid.size)
+        os.fsync(descriptor)
+
+    def _keep_off_others(self) -> None:
+        """Take a data file of our own where another process writes bytes that no piece hash vouches for.
+
+        Our journal is there before we look for others', so of two that begin at once at least one sees the other.
+        """
+        if self.known_pieces is not None or self._private_name:
+            return
+        if self._journal is None:
+            self._journal = JournalWriter(self.directory, self.grid)
+        if living_writers(self.directory):
+            self._private_name = f"data-{os.getpid()}-{secrets.token_hex(4)}"
+            self._close_journal()
+            self._forget_recorded()
+        else:
+            for path in self.directory.glob("data-*-*"):
+                if not is_alive(path.name.split("-")[1]):
+                    path.unlink(missing_ok=True)  # of use to nobody
 
     def _write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
         descriptor = self._open()
         view = memoryview(data)
-        while view:
-            written = os.pwrite(descriptor, view, offset)
-            view, offset = view[written:], offset + written
+        # One writer at a time: Linux makes the writers of one file wait for each other anyway, and spin meanwhile.
+        with self._write_lock:
+            while view:
+                written = os.pwrite(descriptor, view, offset)
+                view, offset = view[written:], offset + written
 
     def _flush(self) -> None:
-        if not self._unflushed:
-            return
-        descriptor = self._open()
+        with self.changed:
+            batch = dict(self._unflushed)
+            if not batch:
+                return
+            descriptor = self._open()
         try:
             getattr(os, "fdatasync", os.fsync)(descriptor)
         except OSError:
             # The system reports lost writes once and calls the pages clean afterwards: a later sync would
             # succeed and prove nothing.
-            self._forget_unflushed()
+            with self.changed:
+                self._forget_unflushed()
             raise
+        reached("data-synced")
         if not self._owns_data(descriptor):
-            # Another process discarded the download meanwhile: these bytes have no name any more.
-            self.close_without_recording()
-            self._recorded.clear()
-            self._rehashed.clear()
-            self._load()
+            self._start_from_what_is_there()
             return
-        if self._journal is None:
-            self._journal = JournalWriter(self.directory, self.grid)
-        self._journal.append({**self._rehashed, **self._unflushed})
-        self._recorded.update(self._unflushed)
-        self._rehashed = {}
-        self._forget_unflushed()
+        self._record(batch)
+
+    def _record(self, batch: dict[int, str]) -> None:
+        if not self._private_name:  # else nobody will ever go on with it
+            if self._journal is None:
+                self._journal = JournalWriter(self.directory, self.grid)
+            self._journal.append({**self._rehashed, **batch})
+        with self.changed:
+            self._recorded.update(batch)
+            self._rehashed = {}
+            for index in batch:
+                if self._unflushed.pop(index, None) is not None:
+                    self._unflushed_bytes -= self.grid.span(index).length
+
+    def _start_from_what_is_there(self) -> None:
+        """Another process discarded the download meanwhile: our bytes have no name any more."""
+        self.close_without_recording()
+        with self.changed:
+            self._private_name = ""
+            self._forget_recorded()
+            self._load()
 
     def _owns_data(self, descriptor: int) -> bool:
         try:
@@ -313,8 +425,22 @@ class Partial:
             return False
 
     def _forget_unflushed(self) -> None:
+        if self._unflushed:
+            self._lose()
         self._unflushed = {}
         self._unflushed_bytes = 0
+
+    def _forget_recorded(self) -> None:
+        if self._recorded:
+            self._lose()
+        self._recorded = {}
+        self._rehashed = {}
+
+    def _lose(self) -> None:
+        self.generation += 1
+        self._frontier = 0
+        self._put_here = set()
+        self.changed.notify_all()
 
     def _close_journal(self) -> None:
         journal, self._journal = self._journal, None
@@ -322,10 +448,9 @@ class Partial:
             journal.close()
 
     def _replace_journals(self, kept: dict[int, str]) -> None:
-        with disk_errors("recording a repair", self.directory):
+        with disk_errors("recording a repair", self.directory), self._flush_lock, self.changed:
             self._close_journal()
-            self._recorded = {}
-            self._rehashed = {}
+            self._forget_recorded()
             self._remove_journals()
             self._journal = JournalWriter(self.directory, self.grid)
             if kept:

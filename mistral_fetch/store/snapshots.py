@@ -23,6 +23,7 @@ from mistral_fetch.errors import IntegrityError, StoreError
 from mistral_fetch.manifest import Manifest
 from mistral_fetch.metalink import parse_metalink, serialise_metalink
 from mistral_fetch.store.blobs import find_blob
+from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.durable import disk_errors, fsync_directory, make_directory, write_durably
 from mistral_fetch.store.layout import Layout, unquote_name
 
@@ -115,6 +116,7 @@ def write_snapshot(layout: Layout, manifest: Manifest, provenance: Mapping[str, 
                 return final  # another process was faster
             raise
         fsync_directory(layout.snapshots)
+        reached("snapshot-named")
         for abandoned in find_drafts(layout, content_digest):
             shutil.rmtree(abandoned, ignore_errors=True)
     return final
@@ -175,7 +177,9 @@ def _fill(layout: Layout, manifest: Manifest, provenance: Mapping[str, Any], dra
         "manifest_sha256": hashlib.sha256(data).hexdigest(),
         "sizes": {entry.path: entry.size for entry in manifest.files},
     }
+    reached("snapshot-laid-out")
     write_durably(draft / COMPLETE_NAME, _json_bytes(complete))
+    reached("snapshot-complete")
 
 
 def link_blob(blob: Path, link: Path, final_link: Path) -> None:

@@ -79,9 +79,9 @@ def _verify_whole(path: Path, entry: FileEntry, report: Report, check_stop: Call
         check_stop()
         report(BytesVerified(entry.path, done, entry.size or 0))
 
-    algorithms = [digest.algorithm for digest in entry.digests] or ["sha256"]
+    algorithms = [digest.algorithm for digest in entry.checks] or ["sha256"]
     hashes = hash_file(path, algorithms, 4 * MIB, advance)
-    for expected in entry.digests:
+    for expected in entry.checks:
         actual = hashes.digest(expected.algorithm)
         if actual != expected:
             return FileVerdict(entry.path, entry.size or 0, f"expected {expected}, got {actual}")

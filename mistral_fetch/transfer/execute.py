@@ -25,6 +25,7 @@ from mistral_fetch.errors import (
     UsageError,
 )
 from mistral_fetch.events import (
+    BytesVerified,
     FileVerified,
     Notice,
     Progress,
@@ -39,8 +40,11 @@ from mistral_fetch.sources.base import Source, StopSignal, Target
 from mistral_fetch.sources.failover import mirror_urls
 from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
 from mistral_fetch.store.blobs import adopt_blob, commit_partial, find_blob
+from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.durable import disk_errors
+from mistral_fetch.store.follower import PrefixFollower
 from mistral_fetch.store.gc import list_empty_partials
+from mistral_fetch.store.hashing import FileHashes
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
 from mistral_fetch.store.partials import LOCK_NAME, TORRENT_STATE, CommittedBlob, Partial, describe_partial
@@ -148,6 +152,7 @@ def _publish(layout: Layout, offer: Offer, ref_key: str, work: Sequence[_Work], 
     directory = write_snapshot(layout, manifest, provenance)
     content_digest = manifest.content_digest().value
     write_ref(layout, RefRecord(ref_key, offer.channel, content_digest, int(time.time())))
+    reached("ref-written")
     for item in work:
         item.partial.remove()
     with disk_errors("removing what the transfer left", layout.partials):
@@ -155,6 +160,7 @@ def _publish(layout: Layout, offer: Offer, ref_key: str, work: Sequence[_Work], 
             if left.is_dir():
                 shutil.rmtree(left)
     ledger.report(SnapshotReady(str(directory), content_digest))
+    reached("partials-removed")
     weakest = min(item.assurance for item in work)
     return Acquired(directory, content_digest, ledger.received_bytes, weakest)
 
@@ -241,20 +247,35 @@ def _obtain_from(
         turn = list({item.partial.directory: item for item in reversed(missing)}.values())
         for item in turn:
             item.is_from_one_round = not item.partial.present
-        source.fetch([Target(item.asked, item.partial) for item in reversed(turn)], ledger.report, stop)
-        for item in reversed(turn):
-            _commit(layout, offer, source, item, ledger, stop)
+        turn.reverse()
+        with PrefixFollower([(item.partial, _algorithms(item.entry)) for item in turn]) as follower:
+            source.fetch([Target(item.asked, item.partial) for item in turn], ledger.report, stop)
+            for item in turn:
+                _commit(layout, offer, source, item, follower, ledger, stop)
         for twin in (item for item in missing if item not in turn):
             _look_into_store(layout, offer, twin, ledger.report, stop)
             ledger.report(Progress(twin.entry.path, twin.partial.grid.size if twin.blob else 0))
 
 
-def _commit(layout: Layout, offer: Offer, source: Source, item: _Work, ledger: Ledger, stop: StopSignal) -> None:
+def _algorithms(entry: FileEntry) -> set[str]:
+    return {digest.algorithm for digest in entry.checks}
+
+
+def _commit(
+    layout: Layout,
+    offer: Offer,
+    source: Source,
+    item: _Work,
+    follower: PrefixFollower,
+    ledger: Ledger,
+    stop: StopSignal,
+) -> None:
     _look_into_store(layout, offer, item, ledger.report, stop)
     if item.blob is not None:
         return  # where locks do not work, another process may have been faster
     try:
-        item.blob = commit_partial(layout, item.entry, item.partial, ledger.report, stop.check)
+        hashes = _hashes(item, follower, ledger, stop)
+        item.blob = commit_partial(layout, item.entry, item.partial, ledger.report, stop.check, hashes)
     except DigestMismatch as error:
         item.failures += 1
         senders = ledger.forget_senders(item.entry.path)
@@ -265,6 +286,17 @@ def _commit(layout: Layout, offer: Offer, source: Source, item: _Work, ledger: L
         return
     item.assurance = max(item.entry.assurance, source.assurance)
     ledger.report(FileVerified(item.entry.path, item.blob.size, item.blob.sha256, item.assurance.label))
+
+
+def _hashes(item: _Work, follower: PrefixFollower, ledger: Ledger, stop: StopSignal) -> FileHashes | None:
+    """Return the whole file's hashes if they were computed while it came; the tail is waited for."""
+
+    def advance(done: int) -> None:
+        stop.check()
+        ledger.report(BytesVerified(item.entry.path, done, item.partial.grid.size))
+
+    with disk_errors("verifying a download", item.partial.data_path):
+        return follower.finish(item.partial, advance)
 
 
 def _learn_from_mismatch(

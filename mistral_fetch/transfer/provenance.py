@@ -50,7 +50,7 @@ def pin_manifest(manifest: Manifest, delivered: Sequence[Delivered]) -> Manifest
     """Return the manifest with our own full digests in it (integrity rule 8), its addresses without secrets."""
     entries = []
     for file in delivered:
-        others = tuple(digest for digest in file.entry.digests if digest.algorithm != "sha256")
+        others = tuple(digest for digest in file.entry.checks if digest.algorithm != "sha256")
         digests = (Digest("sha256", file.blob.sha256), *others)
         pieces = file.blob.pieces if file.blob.pieces.length else None
         mirrors = tuple(replace(mirror, url=public_url(mirror.url)) for mirror in file.entry.mirrors)

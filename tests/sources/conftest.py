@@ -15,7 +15,7 @@ from mistral_fetch.events import Event
 from mistral_fetch.manifest import FileEntry, MirrorUrl, PieceHashes
 from mistral_fetch.simulators.mirror import MirrorSimulator
 from mistral_fetch.sources.base import StopSignal, Target
-from mistral_fetch.sources.http import HttpSource
+from mistral_fetch.sources.http import HttpSource, Politeness
 from mistral_fetch.sources.http_client import HttpClient, HttpSettings
 from mistral_fetch.sources.retry import RetryPolicy
 from mistral_fetch.store.partials import Partial
@@ -39,6 +39,7 @@ class Download:
     pins: str = "pieces"  # pieces, sha256 or nothing
     events: list[Event] = field(default_factory=list)
     source: HttpSource | None = None
+    connections: int = 1  # so that requests have an order; many at once are for tests of their own
 
     def entry(self, *urls: str) -> FileEntry:
         """Return the truth about the file."""
@@ -63,7 +64,7 @@ class Download:
 
     def run_urls(self, *urls: str, stop: StopSignal | None = None) -> None:
         """Fetch the file from these addresses, in this order."""
-        self.source = self.source or HttpSource(self.client, PATIENCE)
+        self.source = self.source or HttpSource(self.client, PATIENCE, politeness=Politeness(self.connections))
         partial = self.partial()
         try:
             self.source.fetch([Target(self.entry(*urls), partial)], self.events.append, stop or StopSignal())
@@ -132,5 +133,6 @@ def download(tmp_path: Path, client: HttpClient) -> Download:
 @pytest.fixture
 def impatient(tmp_path: Path, impatient_client: HttpClient) -> Download:
     """A download that notices soon when a mirror falls silent, and is not asked a third time."""
-    source = HttpSource(impatient_client, RetryPolicy(attempts=2, first_delay_seconds=0.01))
+    patience = RetryPolicy(attempts=2, first_delay_seconds=0.01)
+    source = HttpSource(impatient_client, patience, politeness=Politeness(connections=1))
     return Download(tmp_path / "partial", impatient_client, source=source)

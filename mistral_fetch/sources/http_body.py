@@ -1,0 +1,92 @@
+"""The body of an answer, read as directly as its connection allows.
+
+httpx hands out bodies in chunks of 64 KiB, copied three times on the way; that costs more than hashing them. So httpx
+connects, negotiates TLS, passes proxies and reads the headers, and once it has handed out what came with them, the
+rest is read from its socket straight into the caller's buffer. Such a connection cannot be used again, which is why
+short bodies, and those whose length is unknown, stay with httpx.
+"""
+
+from __future__ import annotations
+
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from mistral_fetch.units import KIB
+
+if TYPE_CHECKING:
+    import httpx
+
+# A new connection costs about as much as httpx's way through so many bytes.
+DIRECT_BYTES = 512 * KIB
+
+
+class Body:
+    """What is left of an answer's body.
+
+    Args:
+        response: The answer, its body untouched.
+        length: The announced length, None if there is none.
+        timeout_seconds: How long to wait for a byte.
+    """
+
+    def __init__(self, response: httpx.Response, length: int | None, timeout_seconds: float) -> None:
+        self._chunks: Iterator[bytes] = response.iter_raw()
+        self._left = length
+        self._chunk = memoryview(b"")
+        self._timeout_seconds = timeout_seconds
+        self._stream = response.extensions.get("network_stream")
+        self._socket: socket.socket | None = None
+
+    def read_into(self, target: memoryview) -> int:
+        """Fill the beginning of ``target`` and return how many bytes that are; 0 at the end of the body.
+
+        Raises:
+            OSError, httpx.HTTPError: The connection broke, or nothing came in time.
+        """
+        if self._socket is None and not self._chunk:
+            self._chunk = memoryview(next(self._chunks, b""))
+        if self._chunk:
+            length = min(len(self._chunk), len(target))
+            target[:length] = self._chunk[:length]
+            self._chunk = self._chunk[length:]
+        elif self._socket is not None:
+            length = self._socket.recv_into(target[: self._left])
+        else:
+            return 0
+        self._took(length)
+        return length
+
+    def _took(self, length: int) -> None:
+        if self._left is None:
+            return
+        self._left -= length
+        if self._left == 0:
+            if self._socket is None:
+                # httpx learns that the body is over, and keeps the connection.
+                self._chunk = memoryview(next(self._chunks, b""))
+        elif self._socket is None and not self._chunk and self._left >= DIRECT_BYTES:
+            # What httpx had read ahead is used up now, so the next byte on the socket is the next of the body.
+            self._socket = self._plain_socket()
+            if self._socket is not None:
+                self._socket.settimeout(self._timeout_seconds)
+
+    def _plain_socket(self) -> socket.socket | None:
+        """Return the socket whose bytes are the body's, or None where there is another layer between."""
+        if self._stream is None:
+            return None
+        connection = self._stream.get_extra_info("socket")
+        is_encrypted = self._stream.get_extra_info("ssl_object") is not None
+        if not isinstance(connection, socket.socket) or is_encrypted != isinstance(connection, ssl.SSLSocket):
+            return None  # TLS within TLS, through a proxy that is itself asked over https
+        return connection
+
+    def abort(self) -> None:
+        """Break the connection, from any thread; a read that waits for a byte ends at once."""
+        connection = self._stream.get_extra_info("socket") if self._stream is not None else None
+        if isinstance(connection, socket.socket):
+            with suppress(OSError):  # closed already
+                # Not the TLS socket's own shutdown: that one swaps its state under the reading thread.
+                socket.socket.shutdown(connection, socket.SHUT_RDWR)

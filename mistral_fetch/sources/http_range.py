@@ -1,0 +1,166 @@
+"""One connection's work: ask a mirror for a run of pieces, check the answer, and read the pieces one by one.
+
+A piece cut off by a broken connection keeps what came: the next answer continues within it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from mistral_fetch.errors import MirrorUnreachable, RangeRefused
+from mistral_fetch.events import Event, SourceConnected
+from mistral_fetch.manifest import MirrorUrl
+from mistral_fetch.sources.base import Target
+from mistral_fetch.sources.http_answer import Wanted, body_span, wrong_size
+from mistral_fetch.sources.http_client import Answer, HttpClient, status_error
+from mistral_fetch.sources.meter import PROGRESS_BYTES, ReceivedMeter
+from mistral_fetch.sources.mirror_state import MirrorState
+from mistral_fetch.sources.schedule import Run
+from mistral_fetch.sources.urls import redact
+from mistral_fetch.spans import Span
+
+
+class Fetcher(Protocol):
+    """What a request tells whoever made it."""
+
+    @property
+    def chunk_bytes(self) -> int | None:
+        """Return how much to read at once."""
+
+    def report(self, event: Event) -> None:
+        """Take an event."""
+
+    def received(self, run: Run, length: int) -> bool:
+        """Count bytes; return whether the run is still wanted."""
+
+    def piece_is_whole(self, run: Run, data: memoryview, seconds: float) -> None:
+        """Verify and keep a piece."""
+
+
+class RangeRequest:
+    """Asks for one run, as often as it takes.
+
+    Args:
+        client: The door to the web.
+        target: The file.
+        address: Where the mirror has it.
+        mirror: Who is asked.
+        run: Which pieces.
+        buffer: Room for one piece.
+    """
+
+    def __init__(
+        self,
+        client: HttpClient,
+        target: Target,
+        address: MirrorUrl,
+        mirror: MirrorState,
+        run: Run,
+        buffer: memoryview,
+    ) -> None:
+        self._client, self._target, self._address, self._mirror, self._run = client, target, address, mirror, run
+        self._shown = redact(address.url)
+        self._buffer = buffer
+        self._answer: Answer | None = None
+        self._forgiven = 0
+        self.filled = 0
+        """How many bytes of the piece being fetched are in the buffer."""
+        self.is_useless = False
+        """Asking this mirror for this file again cannot help."""
+
+    @property
+    def buffered(self) -> memoryview:
+        """Return what came of the piece being fetched."""
+        return self._buffer[: self.filled]
+
+    def has_advanced(self) -> bool:
+        """Return whether enough came since this was asked last that earlier failures are forgiven."""
+        has_advanced = self._run.received_bytes - self._forgiven >= PROGRESS_BYTES
+        self._forgiven = self._run.received_bytes
+        return has_advanced
+
+    def abort(self) -> None:
+        """Break the connection off, from any thread."""
+        answer = self._answer
+        if answer is not None:
+            answer.body.abort()
+
+    def ask(self, fetcher: Fetcher) -> None:
+        """Make one request for what is missing of the run, and take what comes.
+
+        Raises:
+            MirrorError, IntegrityError, AccessError: This mirror does not deliver.
+            StoreError: The disk refused.
+        """
+        wanted = self._wanted()
+        headers = {} if wanted.is_whole else {"Range": wanted.range_header()}
+        meter = ReceivedMeter(self._mirror.host, self._target.entry.path, fetcher.report)
+        try:
+            with self._client.stream(self._address.url, headers) as answer:
+                body = self._check(wanted, answer)
+                if not self._mirror.is_connected:
+                    self._mirror.is_connected = True
+                    fetcher.report(SourceConnected(self._mirror.host))
+                self._answer = answer
+                self._receive(wanted, body, answer, fetcher, meter.count)
+        finally:
+            self._answer = None
+            meter.flush()
+
+    def _wanted(self) -> Wanted:
+        grid = self._target.partial.grid
+        span = Span(grid.span(self._run.next).start + self.filled, grid.span(self._run.end - 1).end)
+        return Wanted(self._target.entry.path, grid.size, span, is_pinned=True)
+
+    def _check(self, wanted: Wanted, answer: Answer) -> Span:
+        if answer.status not in {200, 206, 416} or (answer.status != 200 and wanted.is_whole):
+            raise status_error(answer)
+        body = body_span(wanted, answer.status, answer.headers, answer.content_length, self._shown)
+        if answer.status == 200 and not wanted.is_whole:
+            raise RangeRefused(
+                f"{self._shown} sends the whole file when a part is asked for",
+                detail=f"expected {wanted.range_header()}, got all of it",
+                hint="it is used only where no other mirror is left",
+                sends_all=True,
+            )
+        return body
+
+    def _receive(
+        self, wanted: Wanted, body: Span, answer: Answer, fetcher: Fetcher, count: Callable[[int], None]
+    ) -> None:
+        grid, run = self._target.partial.grid, self._run
+        position, began = body.start, time.monotonic()
+        most = fetcher.chunk_bytes or len(self._buffer)
+        is_wanted = True
+        while is_wanted and position < body.end:
+            piece = grid.span(run.next)
+            room = min(piece.length - self.filled, body.end - position, most)
+            length = answer.read_into(self._buffer[self.filled : self.filled + room])
+            if length == 0:
+                break
+            count(length)
+            self.filled += length
+            position += length
+            is_wanted = fetcher.received(run, length)
+            if self.filled == piece.length:
+                if position == wanted.size and answer.content_length is None:
+                    self._refuse_surplus(wanted, answer)
+                now = time.monotonic()
+                fetcher.piece_is_whole(run, self.buffered, now - began)
+                self.filled, began = 0, now
+                is_wanted = is_wanted and run.next < run.end
+        if is_wanted and position < body.end:
+            raise self._ended_early(wanted, position)
+
+    def _refuse_surplus(self, wanted: Wanted, answer: Answer) -> None:
+        if answer.read_into(memoryview(bytearray(1))):
+            raise wrong_size(wanted, "more", self._shown)
+
+    def _ended_early(self, wanted: Wanted, position: int) -> MirrorUnreachable:
+        return MirrorUnreachable(
+            f"{self._shown} ended its answer early",
+            detail=f"expected bytes up to {wanted.span.end}, got them up to {position}",
+            hint="run the same command again to go on",
+        )

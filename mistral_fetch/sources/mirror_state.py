@@ -1,0 +1,108 @@
+"""What a transfer learns about one mirror while it runs. Values and arithmetic; the time is handed in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from mistral_fetch.errors import MirrorError
+from mistral_fetch.sources.retry import Backoff
+from mistral_fetch.sources.status import PassingStatus
+
+# How long a number of connections is watched before another one is tried.
+GROWTH_SECONDS = 1.0
+# More connections must bring this much more, or they are given up again.
+WORTHWHILE = 1.1
+# A line that has changed is found out about after this long.
+SETTLED_SECONDS = 30.0
+_SMOOTHING = 0.3
+_BUSY = {429, 503}
+
+
+@dataclass
+class Growth:
+    """How many connections to a mirror are worth having: doubled as long as that brings more, then left alone."""
+
+    limit: int
+    most: int
+    _best_rate: float = 0.0
+    _previous: int = 0
+    _window_began: float = 0.0
+    _window_bytes: int = 0
+    _settled_until: float = 0.0
+
+    def received(self, length: int) -> None:
+        """Count bytes."""
+        self._window_bytes += length
+
+    def observe(self, now_seconds: float) -> None:
+        """Judge the last window, if it is over."""
+        elapsed = now_seconds - self._window_began
+        if elapsed < GROWTH_SECONDS:
+            return
+        rate, had_begun = self._window_bytes / elapsed, self._window_began > 0
+        self._window_began, self._window_bytes = now_seconds, 0
+        if not had_begun or now_seconds < self._settled_until:
+            return
+        if rate > self._best_rate * WORTHWHILE:
+            self._best_rate, self._previous = rate, self.limit
+            self.limit = min(2 * self.limit, self.most)
+        else:
+            self.limit = min(self._previous or self.limit, self.most)
+            self._best_rate, self._settled_until = 0.0, now_seconds + SETTLED_SECONDS
+
+    def refused(self, active: int) -> None:
+        """The mirror said that there are too many: never so many again."""
+        self.most = self.limit = max(1, active - 1)
+
+
+@dataclass(eq=False)
+class MirrorState:
+    """One mirror: how fast it is, how often it failed, how many connections it has and may have."""
+
+    origin: str
+    host: str
+    growth: Growth
+    backoff: Backoff
+    rate_bytes_per_second: float | None = None
+    """What one connection reaches, smoothed."""
+    active: int = 0
+    not_before_seconds: float = 0.0
+    is_connected: bool = False
+    is_given_up: bool = False
+    received_bytes: int = 0
+    failure_count: int = 0
+    _last_failure_seconds: float = field(default=float("-inf"))
+
+    def is_free(self, now_seconds: float) -> bool:
+        """Return whether another connection may be opened."""
+        return not self.is_given_up and self.active < self.growth.limit and now_seconds >= self.not_before_seconds
+
+    def received(self, length: int) -> None:
+        """Count bytes that came."""
+        self.received_bytes += length
+        self.growth.received(length)
+
+    def delivered(self, length: int, seconds: float) -> None:
+        """Learn from a piece that one connection brought in ``seconds``."""
+        rate = length / max(seconds, 1e-6)
+        known = self.rate_bytes_per_second
+        self.rate_bytes_per_second = rate if known is None else known + _SMOOTHING * (rate - known)
+        self.backoff.progressed()
+
+    def is_refusing(self, error: MirrorError) -> bool:
+        """Return whether this connection is one too many, rather than the mirror being of no use."""
+        return isinstance(error, PassingStatus) and error.status in _BUSY and self.active > 1
+
+    def delay_after(self, error: MirrorError, asked_seconds: float, now_seconds: float) -> float | None:
+        """Return how long to wait before asking again, or None to give the mirror up.
+
+        Connections that break together are one failure: only a request begun after the last failure counts as another.
+        """
+        self.failure_count += 1
+        if asked_seconds < self._last_failure_seconds and not error.is_permanent:
+            return max(0.0, self.not_before_seconds - now_seconds)
+        delay = self.backoff.delay_after(error)
+        self._last_failure_seconds = now_seconds
+        if delay is not None:
+            self.not_before_seconds = now_seconds + delay
+        return delay
