@@ -34,7 +34,7 @@ docs: $(STAMP)  ## Regenerate the command-line reference
 	$(BIN)/python tools/generate_cli_reference.py
 
 bench: $(STAMP)  ## Say what each file in benchmarks/ measures, and how to run it
-	@for file in benchmarks/*.py; do echo "$(BIN)/python $$file"; sed -n '1s/"""/    /gp' $$file; done
+	@for file in $$(grep -l __main__ benchmarks/*.py); do echo "$(BIN)/python $$file"; sed -n '1s/"""/    /gp' $$file; done
 
 clean:  ## Remove everything that was built
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

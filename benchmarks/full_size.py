@@ -13,74 +13,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-from mistral_fetch.units import GIB, format_size
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks.common import Stage, measure, nginx
+from mistral_fetch.units import GIB
 
 PROMPT = "Open weights matter because"
-NGINX = """
-daemon off; master_process off; pid {work}/nginx.pid; error_log {work}/nginx.log;
-events {{ worker_connections 64; }}
-http {{
-  access_log off; sendfile on; sendfile_max_chunk 4m; tcp_nopush on;
-  client_body_temp_path {work}/body; proxy_temp_path {work}/proxy; fastcgi_temp_path {work}/fcgi;
-  uwsgi_temp_path {work}/uwsgi; scgi_temp_path {work}/scgi;
-  server {{ listen 127.0.0.1:{port}; root {root}; }}
-}}
-"""
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One process: what it was, how long it took, its peak memory, what it printed."""
-
-    name: str
-    seconds: float
-    peak_bytes: int
-    output: str
-
-
-def measure(name: str, argv: list[str], environment: dict[str, str] | None = None) -> Stage:
-    """Run a command to its end.
-
-    Raises:
-        SystemExit: It failed; its output was shown.
-    """
-    started = time.monotonic()
-    process = subprocess.Popen(
-        argv, stdout=subprocess.PIPE, stdin=subprocess.DEVNULL, env={**os.environ, **(environment or {})}, text=True
-    )
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    stage = Stage(name, round(time.monotonic() - started, 2), usage.ru_maxrss * 1024, output)
-    if process.returncode:
-        sys.exit(f"{name} failed with exit code {process.returncode}: {' '.join(argv)}")
-    print(f"{name:28} {stage.seconds:8.1f} s   peak {format_size(stage.peak_bytes):>9}", flush=True)
-    return stage
-
-
-@contextmanager
-def nginx(root: Path, work: Path, port: int = 18080) -> Iterator[str]:
-    """Serve a directory on loopback."""
-    config = work / "nginx.conf"
-    config.write_text(NGINX.format(work=work, root=root, port=port))
-    process = subprocess.Popen(["nginx", "-p", str(work), "-c", str(config)])
-    try:
-        time.sleep(0.5)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait()
 
 
 @contextmanager
@@ -136,8 +82,8 @@ def run_stages(synthetic: Path, work: Path, tokens: int) -> Iterator[Stage]:
     shutil.rmtree(work / "cache-torrent")
 
     home = {"MISTRAL_FETCH_HOME": str(work / "cache-http")}
-    with nginx(published, work) as url:
-        address = f"{url}/mistral-synthetic.meta4"
+    with nginx(published, work / "nginx") as server:
+        address = f"{server.url}/mistral-synthetic.meta4"
         yield measure("pull by HTTP from nginx", [*program, "pull", address], home)
         yield measure("pull again (nothing to do)", [*program, "pull", address], home)
         yield measure("verify", [*program, "verify", address], home)
