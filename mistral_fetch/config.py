@@ -46,6 +46,14 @@ class Settings:
     """Seconds to wait for a connection to a mirror."""
     read_timeout: float = 30.0
     """Seconds without a byte after which a mirror counts as stalled."""
+    connections: int = 16
+    """The most connections to mirrors at a time, 1 to 64; how many are opened depends on what they bring."""
+    limit: int = 0
+    """The most bytes per second to receive, from all sources together; 0 for no limit."""
+    proxy: str = ""
+    """The proxy for mirrors (``http://``, ``https://`` or ``socks5://``); empty for what the proxy variables say."""
+    ca_bundle: str = ""
+    """A PEM file of the certificate authorities to trust instead of the built-in ones; empty for those."""
     peer_timeout: float = 15.0
     """Seconds without any peer that has the data after which the swarm counts as dead."""
     stall_timeout: float = 60.0
@@ -206,6 +214,30 @@ def _to_size(value: Any) -> int:
     return parse_size(str(value))
 
 
+def _to_connections(value: Any) -> int:
+    try:
+        count = int(str(value))
+    except ValueError:
+        raise ValueError(f"expected a number of connections, got {value!r}") from None
+    if not 1 <= count <= 64:
+        raise ValueError(f"expected 1 to 64 connections, got {value!r}")
+    return count
+
+
+def _to_proxy(value: Any) -> str:
+    text = str(value)
+    if text and not text.startswith(("http://", "https://", "socks5://", "socks5h://")):
+        raise ValueError("expected a proxy as http://HOST:PORT, https://HOST:PORT or socks5://HOST:PORT")
+    return text
+
+
+def _to_ca_bundle(value: Any) -> str:
+    path = Path(str(value)).expanduser()
+    if str(value) and not path.is_file():
+        raise ValueError(f"expected a PEM file with certificates, got {value!r}")
+    return str(path) if str(value) else ""
+
+
 def _to_via(value: Any) -> str:
     if value not in VIA_CHOICES:
         raise ValueError(f"expected one of {', '.join(VIA_CHOICES)}, got {value!r}")
@@ -234,6 +266,10 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "lock_timeout": _to_seconds,
     "connect_timeout": _to_seconds,
     "read_timeout": _to_seconds,
+    "connections": _to_connections,
+    "limit": _to_size,
+    "proxy": _to_proxy,
+    "ca_bundle": _to_ca_bundle,
     "peer_timeout": _to_seconds,
     "stall_timeout": _to_seconds,
     "dht": _to_bool,

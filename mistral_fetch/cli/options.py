@@ -40,6 +40,17 @@ SHARED_OPTIONS = {
     "offline": Annotated[bool | None, typer.Option("--offline", help="Never open a socket.")],
     "home": Annotated[str | None, typer.Option("--home", help="The cache's directory.", metavar="DIR")],
 }
+_FLAGS = (
+    "home",
+    "offline",
+    "min_assurance",
+    "dht",
+    "lock_timeout",
+    "limit",
+    "connections",
+    "proxy",
+    "ca_bundle",
+)
 _SHARED_DEFAULTS: dict[str, Any] = {
     "json": False,
     "progress": ProgressMode.AUTO,
@@ -71,6 +82,26 @@ _TRANSFER = {
     ],
     "dht": Annotated[
         bool | None, typer.Option("--dht/--no-dht", help="Look for peers in the public DHT (default: --no-dht).")
+    ],
+    "limit": Annotated[
+        str | None,
+        typer.Option(
+            "--limit",
+            help="The most to receive, all sources together, such as 10MB/s (default: all there is).",
+            metavar="RATE",
+        ),
+    ],
+    "connections": Annotated[
+        int | None,
+        typer.Option("--connections", help="The most connections to mirrors at a time (default: 16).", metavar="N"),
+    ],
+    "proxy": Annotated[
+        str | None,
+        typer.Option("--proxy", help="A proxy for mirrors (default: the proxy variables).", metavar="URL"),
+    ],
+    "ca_bundle": Annotated[
+        str | None,
+        typer.Option("--ca-bundle", help="Certificate authorities to trust, as PEM.", metavar="FILE"),
     ],
     "lock_timeout": Annotated[
         float | None,
@@ -214,7 +245,7 @@ def show_error(error: MistralFetchError, *, is_json: bool) -> None:
 
 
 def _front_end(common: dict[str, Any]) -> FrontEnd:
-    flags = {name: common.get(name) for name in ("home", "offline", "min_assurance", "dht", "lock_timeout")}
+    flags = {name: common.get(name) for name in _FLAGS}
     flags["via"] = common["via"].value if common.get("via") else None
     flags["peers"] = common.get("peers") or None
     loaded = load_settings(flags)

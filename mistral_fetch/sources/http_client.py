@@ -61,6 +61,10 @@ class HttpSettings:
     retry: RetryPolicy = field(default_factory=RetryPolicy)
     """How patient metadata reads are."""
     is_offline: bool = False
+    proxy: str = field(default="", repr=False)
+    """The proxy to use for everything but loopback; empty for what the environment says. May hold a password."""
+    ca_bundle: str = ""
+    """A PEM file of the authorities to trust; empty for httpx's own choice."""
     user_agent: str = f"mistral-fetch/{__version__}"
     authorizations: Mapping[str, str] = field(default_factory=dict, repr=False)
     """The ``Authorization`` value by origin, as :func:`~mistral_fetch.sources.urls.origin_of` spells it."""
@@ -330,6 +334,8 @@ def _new_client(settings: HttpSettings) -> httpx.Client:
             follow_redirects=False,
             http2=False,
             trust_env=True,  # proxies, SSL_CERT_FILE and SSL_CERT_DIR mean what users expect
+            proxy=settings.proxy or None,
+            verify=ssl.create_default_context(cafile=settings.ca_bundle) if settings.ca_bundle else True,
             # A proxy cannot reach this machine's own loopback, so it is never asked to.
             mounts=dict.fromkeys(_LOOPBACK),
         )
@@ -337,7 +343,7 @@ def _new_client(settings: HttpSettings) -> httpx.Client:
         raise ConfigError(
             "the web cannot be reached with these settings",
             detail=f"expected usable proxy and certificate settings, got: {error}",
-            hint="check HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR",
+            hint="check --proxy, --ca-bundle, HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, SSL_CERT_FILE and SSL_CERT_DIR",
         ) from error
 
 

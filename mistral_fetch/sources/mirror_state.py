@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from mistral_fetch.errors import MirrorError
+from mistral_fetch.sources.meter import PROGRESS_BYTES
 from mistral_fetch.sources.retry import Backoff
 from mistral_fetch.sources.status import PassingStatus
 
@@ -84,10 +85,12 @@ class MirrorState:
 
     def delivered(self, length: int, seconds: float) -> None:
         """Learn from a piece that one connection brought in ``seconds``."""
+        self.backoff.progressed()
+        if length < PROGRESS_BYTES:
+            return  # the time a tiny file takes says nothing about a rate
         rate = length / max(seconds, 1e-6)
         known = self.rate_bytes_per_second
         self.rate_bytes_per_second = rate if known is None else known + _SMOOTHING * (rate - known)
-        self.backoff.progressed()
 
     def is_refusing(self, error: MirrorError) -> bool:
         """Return whether this connection is one too many, rather than the mirror being of no use."""

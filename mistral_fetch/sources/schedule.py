@@ -21,6 +21,8 @@ LONGEST_RUN_BYTES = 64 * MIB
 FIRST_RUN_BYTES = 8 * MIB
 # What a request costs before its first byte; a steal that saves less is none.
 REQUEST_SECONDS = 0.25
+# Before this, nobody knows how fast a run is, and taking from it would break off an answer for nothing.
+SETTLE_SECONDS = 0.5
 # A race makes somebody's bytes superfluous, so it must save much.
 RACE_FACTOR = 2.0
 
@@ -158,7 +160,13 @@ class Schedule:
         return max(1, min(int(wanted // job.grid.piece_length), fair))
 
     def _steal(self, mirror: Mirror, now_seconds: float) -> Run | None:
-        candidates = [run for run in self.runs if mirror in self.jobs[run.job].mirrors and not run.is_race]
+        candidates = [
+            run
+            for run in self.runs
+            if mirror in self.jobs[run.job].mirrors
+            and not run.is_race
+            and now_seconds - run.began_seconds >= SETTLE_SECONDS
+        ]
         candidates.sort(key=lambda run: -self._seconds_left(run, now_seconds))
         for victim in candidates:
             stolen = self._take_from(victim, mirror, now_seconds)
@@ -191,7 +199,7 @@ class Schedule:
     def _rate_now(self, run: Run, now_seconds: float) -> float:
         """Return what a run's connection reaches: measured once there is something to measure."""
         elapsed = now_seconds - run.began_seconds
-        if elapsed < 2 * REQUEST_SECONDS:
+        if elapsed < SETTLE_SECONDS:
             return self._rate_of(run.mirror) or self._usual_rate()
         return run.received_bytes / elapsed
 

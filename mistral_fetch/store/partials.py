@@ -16,6 +16,7 @@ import secrets
 import shutil
 import threading
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -79,7 +80,7 @@ class Partial:
         self._unflushed: dict[int, str] = {}
         self._unflushed_bytes = 0
         self._being_written: set[int] = set()
-        self._put_here: set[int] = set()
+        self._put_here: dict[int, str] = {}
         self._rehashed: dict[int, str] = {}
         self._frontier = 0
         self._descriptor: int | None = None
@@ -131,6 +132,11 @@ class Partial:
         """Return whether this process wrote a piece, so that its hash is of bytes it had in hand."""
         return index in self._put_here
 
+    def senders(self) -> dict[int, tuple[str, str]]:
+        """Return, by piece, who sent what this process wrote, and its sha256."""
+        with self.changed:
+            return {index: (source, self.piece_sha256(index) or "") for index, source in self._put_here.items()}
+
     def piece_sha256(self, index: int) -> str | None:
         """Return the sha256 of a present piece."""
         return self._unflushed.get(index) or self._recorded.get(index)
@@ -174,7 +180,7 @@ class Partial:
                 self._being_written.discard(index)
                 raise
         reached("piece-written")
-        if self._count(index, sha256, span.length) >= BATCH_BYTES:
+        if self._count(index, sha256, span.length, source) >= BATCH_BYTES:
             self.flush()
         return True
 
@@ -185,11 +191,11 @@ class Partial:
             self._being_written.add(index)
             return True
 
-    def _count(self, index: int, sha256: str, length: int) -> int:
+    def _count(self, index: int, sha256: str, length: int, source: str) -> int:
         with self.changed:
             self._being_written.discard(index)
             self._unflushed[index] = sha256
-            self._put_here.add(index)
+            self._put_here[index] = source
             self._unflushed_bytes += length
             self.changed.notify_all()
             return self._unflushed_bytes
@@ -251,6 +257,14 @@ class Partial:
             kept = {index: sha256 for index, sha256 in self._recorded.items() if index not in set(bad)}
             self._replace_journals(kept)
         return merge(self.grid.span(index) for index in bad)
+
+    def keep_only(self, indices: Iterable[int]) -> None:
+        """Forget all pieces but these; the bytes of the others stay on disk and mean nothing."""
+        self.flush()
+        kept = {index: self._recorded[index] for index in indices if index in self._recorded}
+        sources = {index: source for index, source in self._put_here.items() if index in kept}
+        self._replace_journals(kept)
+        self._put_here = sources
 
     @property
     def validator(self) -> str:
@@ -439,7 +453,7 @@ class Partial:
     def _lose(self) -> None:
         self.generation += 1
         self._frontier = 0
-        self._put_here = set()
+        self._put_here = {}
         self.changed.notify_all()
 
     def _close_journal(self) -> None:

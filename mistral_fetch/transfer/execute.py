@@ -10,18 +10,20 @@ import shutil
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from mistral_fetch.digest import Assurance
 from mistral_fetch.errors import (
+    AccessError,
     AllSourcesFailed,
     AssuranceTooLow,
     DigestMismatch,
+    IntegrityError,
     Interrupted,
-    MirrorError,
     MistralFetchError,
     StoreError,
+    TransferError,
     UsageError,
 )
 from mistral_fetch.events import (
@@ -37,8 +39,6 @@ from mistral_fetch.events import (
 )
 from mistral_fetch.manifest import FileEntry
 from mistral_fetch.sources.base import Source, StopSignal, Target
-from mistral_fetch.sources.failover import mirror_urls
-from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
 from mistral_fetch.store.blobs import adopt_blob, commit_partial, find_blob
 from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.durable import disk_errors
@@ -52,6 +52,7 @@ from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
 from mistral_fetch.transfer.offer import Offer, names_content, partial_key
 from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, plan_transfer
 from mistral_fetch.transfer.provenance import Delivered, Ledger, describe_provenance, pin_manifest
+from mistral_fetch.transfer.suspects import Suspects, sent_pieces
 
 # How often a file may turn out wrong as a whole before a source that has no other mirror for it is given up.
 MAX_WHOLE_FILE_FAILURES = 2
@@ -71,15 +72,16 @@ class Acquired:
 
 @dataclass(eq=False)
 class _Work:
-    """One file on its way: its partial, and what it became. ``asked`` is the entry without mirrors that lied."""
+    """One file on its way: its partial, whom to ask, and what it became."""
 
     entry: FileEntry
-    asked: FileEntry
     partial: Partial
+    suspects: Suspects
     blob: CommittedBlob | None = None
     assurance: Assurance = Assurance.SIZE
     failures: int = 0
-    is_from_one_round: bool = True
+    has_leftovers: bool = False
+    """Bytes of an earlier run, whose senders nobody knows, are in it."""
 
 
 def execute_offer(
@@ -169,7 +171,7 @@ def _open_work(layout: Layout, offer: Offer, entry: FileEntry, report: Report, s
     partial = Partial(layout.partial(partial_key(offer, entry)), entry.size or 0, entry.pieces)
     if partial.committed is not None and not names_content(offer, entry):
         partial.reset()  # the name is an address's, and what lies at an address changes
-    work = _Work(entry, entry, partial)
+    work = _Work(entry, partial, Suspects(entry))
     _look_into_store(layout, offer, work, report, stop)
     return work
 
@@ -246,15 +248,36 @@ def _obtain_from(
         # Files of the same content share a partial: one of them is fetched, the others find its blob.
         turn = list({item.partial.directory: item for item in reversed(missing)}.values())
         for item in turn:
-            item.is_from_one_round = not item.partial.present
+            item.has_leftovers = bool(item.partial.present) and not item.suspects.alone
         turn.reverse()
         with PrefixFollower([(item.partial, _algorithms(item.entry)) for item in turn]) as follower:
-            source.fetch([Target(item.asked, item.partial) for item in turn], ledger.report, stop)
+            if not _fetch_or_drop(source, turn, ledger, stop):
+                continue
             for item in turn:
                 _commit(layout, offer, source, item, follower, ledger, stop)
         for twin in (item for item in missing if item not in turn):
             _look_into_store(layout, offer, twin, ledger.report, stop)
             ledger.report(Progress(twin.entry.path, twin.partial.grid.size if twin.blob else 0))
+
+
+def _fetch_or_drop(source: Source, turn: Sequence[_Work], ledger: Ledger, stop: StopSignal) -> bool:
+    """Fetch; a mirror that is asked alone and does not deliver makes way for the next one. Return whether all is there.
+
+    Raises:
+        TransferError, IntegrityError, AccessError: Nobody is left to ask.
+    """
+    try:
+        source.fetch([Target(item.suspects.asked(), item.partial) for item in turn], ledger.report, stop)
+    except (TransferError, IntegrityError, AccessError):
+        alone = [item for item in turn if item.suspects.alone and item.partial.missing_pieces()]
+        for item in alone:
+            item.suspects.drop(item.suspects.alone)
+        if not alone or not all(item.suspects.ask_next_alone() for item in alone):
+            raise
+        for item in alone:
+            item.partial.reset()
+        return False
+    return True
 
 
 def _algorithms(entry: FileEntry) -> set[str]:
@@ -278,12 +301,13 @@ def _commit(
         item.blob = commit_partial(layout, item.entry, item.partial, ledger.report, stop.check, hashes)
     except DigestMismatch as error:
         item.failures += 1
-        senders = ledger.forget_senders(item.entry.path)
-        names = ", ".join(senders) or source.label
-        goes_on = _learn_from_mismatch(item, error, senders, names, ledger.report)
+        goes_on = _learn_from_mismatch(item, error, source.label, ledger)
         if not goes_on and item.failures >= MAX_WHOLE_FILE_FAILURES:
-            raise DigestMismatch(f"{error.what}: {names} sent another", detail=error.detail, hint=error.hint) from error
+            liar = item.suspects.last_dropped or source.label
+            raise DigestMismatch(f"{error.what}: {liar} sent another", detail=error.detail, hint=error.hint) from error
         return
+    for lie in item.suspects.liars(item.blob, item.partial.grid):
+        ledger.report(lie)
     item.assurance = max(item.entry.assurance, source.assurance)
     ledger.report(FileVerified(item.entry.path, item.blob.size, item.blob.sha256, item.assurance.label))
 
@@ -299,36 +323,27 @@ def _hashes(item: _Work, follower: PrefixFollower, ledger: Ledger, stop: StopSig
         return follower.finish(item.partial, advance)
 
 
-def _learn_from_mismatch(
-    item: _Work, error: DigestMismatch, senders: Sequence[str], names: str, report: Report
-) -> bool:
-    """Tell a disk that changed under us from a source that lied; return whether a mirror was dropped for another."""
+def _learn_from_mismatch(item: _Work, error: DigestMismatch, label: str, ledger: Ledger) -> bool:
+    """Tell a disk that changed under us from a source that lied; return whether somebody else can be asked."""
     changed = item.partial.recheck()
     if changed:
         places = ", ".join(map(str, changed[:3]))
-        report(Notice(f"{item.entry.path}: bytes on disk changed after they were written at {places}"))
+        ledger.report(Notice(f"{item.entry.path}: bytes on disk changed after they were written at {places}"))
         return False
-    expected, _, actual = error.detail.partition(", got ")
-    report(SourceLied(names, item.entry.path, "the whole file", expected.removeprefix("expected "), actual))
-    item.partial.reset()
-    left = _without_liar(item.asked, senders) if item.is_from_one_round else None
-    item.asked = left or item.asked
-    return left is not None
-
-
-def _without_liar(entry: FileEntry, senders: Sequence[str]) -> FileEntry | None:
-    """Return the entry without the mirror that sent a wrong file, or None if there is no other mirror.
-
-    Several mirrors may have had a part in it. Then the first one asked is dropped, and the next round tells more.
-    """
-    hosts = {url: _host(url) for url in mirror_urls(entry, HTTP_SCHEMES)}
-    liar = next((host for host in hosts.values() if host in senders), None)
-    left = tuple(mirror for mirror in entry.mirrors if hosts.get(mirror.url) not in {None, liar})
-    return replace(entry, mirrors=left) if liar and left else None
-
-
-def _host(url: str) -> str | None:
-    try:
-        return host_of(url)
-    except MirrorError:
-        return None  # not an address that anything can come from
+    suspects, sent = item.suspects, sent_pieces(item.partial.senders())
+    hosts = sorted({host for host, _ in sent.values()})
+    ledger.forget_senders(item.entry.path)
+    if len(hosts) > 1:
+        suspects.doubt(sent)
+        ledger.report(Notice(f"{item.entry.path}: what {', '.join(hosts)} sent is not the file; each is asked alone"))
+    else:
+        expected, _, actual = error.detail.partition(", got ")
+        liar = hosts[0] if hosts and not item.has_leftovers else label
+        ledger.report(SourceLied(liar, item.entry.path, "the whole file", expected.removeprefix("expected "), actual))
+        suspects.drop(liar)
+    goes_on = suspects.ask_next_alone()
+    if len(hosts) > 1 and goes_on:
+        item.partial.keep_only(index for index, (host, _) in sent.items() if host == suspects.alone)
+    else:
+        item.partial.reset()
+    return goes_on

@@ -18,9 +18,10 @@ from mistral_fetch.manifest import FileEntry, Manifest
 from mistral_fetch.metalink import MAX_METALINK_BYTES, parse_metalink
 from mistral_fetch.ref import CatalogRef, HubRef, MagnetRef, ManifestRef, Ref, TorrentRef
 from mistral_fetch.sources.base import Source, StopSignal
-from mistral_fetch.sources.http import HttpSource
+from mistral_fetch.sources.http import HttpSource, Politeness
 from mistral_fetch.sources.http_client import HttpClient, HttpSettings
 from mistral_fetch.sources.hub import HubClient, hub_endpoint, hub_manifest, with_hub_token
+from mistral_fetch.sources.limit import RateLimit
 from mistral_fetch.sources.local import LocalSource
 from mistral_fetch.sources.urls import host_of
 from mistral_fetch.store.layout import Layout
@@ -49,9 +50,12 @@ class Resolver:
                     connect_timeout_seconds=settings.connect_timeout,
                     read_timeout_seconds=settings.read_timeout,
                     is_offline=settings.offline,
+                    proxy=settings.proxy,
+                    ca_bundle=settings.ca_bundle,
                 )
             )
         )
+        self._politeness = Politeness(settings.connections, RateLimit(settings.limit or None))
         self._hub = HubClient(self._http, hub_endpoint(), stop=stop)
         self._torrents = TorrentResolver(layout, settings, self._http, report, stop)
 
@@ -203,7 +207,7 @@ class Resolver:
         return tuple(sources)
 
     def _http_source(self) -> Source:
-        return HttpSource(self._http)
+        return HttpSource(self._http, politeness=self._politeness)
 
 
 def _all_have(manifest: Manifest, scheme: str) -> bool:

@@ -36,6 +36,7 @@ class TorrentResolver:
         self._swarm = SwarmSettings(
             peers=settings.peers,
             dht=settings.dht,
+            download_limit_bytes_per_second=settings.limit or None,
             no_peers_timeout_seconds=settings.peer_timeout,
             stall_timeout_seconds=settings.stall_timeout,
             metadata_timeout_seconds=max(settings.peer_timeout, 1.0) if not settings.dht else 60.0,

@@ -75,9 +75,9 @@ def test_one_flipped_bit_is_never_published(layout: Layout, at: int) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["md5", "gitsha1", "sha256"])
-def test_every_digest_the_manifest_gives_must_match(layout: Layout, algorithm: str) -> None:
+def test_every_digest_must_match_where_there_is_no_sha256(layout: Layout, algorithm: str) -> None:
     length = {"md5": 32, "gitsha1": 40, "sha256": 64}[algorithm]
-    others = tuple(digest for digest in ENTRY.digests if digest.algorithm != algorithm)
+    others = tuple(digest for digest in ENTRY.digests if digest.algorithm not in {algorithm, "sha256"})
     entry = replace(ENTRY, digests=(*others, Digest(algorithm, "0" * length)))
     with pytest.raises(DigestMismatch, match="not the file that was promised"):
         commit(layout, filled(layout), entry)

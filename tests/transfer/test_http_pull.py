@@ -75,7 +75,7 @@ def test_files_no_digest_is_known_of_get_ours(puller: Puller) -> None:
 def test_the_second_mirror_delivers_when_the_first_lies(puller: Puller, tmp_path: Path, has_pieces: bool) -> None:
     with two_mirrors(tmp_path, has_pieces=has_pieces) as (manifest, liar, honest):
         liar.always("weights.bin", Fault(wrong_bytes_at=(2 * PIECE + 7,)))
-        result = puller(manifest)
+        result = puller(manifest, connections=1)
         puller.assert_exact(result, PUBLISHER)
         (lie,) = puller.of_kind(SourceLied)
         assert f"127.0.0.1:{liar.address[1]}" in lie.source
@@ -101,7 +101,7 @@ def test_three_liars_before_an_honest_mirror_are_each_named(puller: Puller, tmp_
         mirrors = [a, b, c, honest]
         manifest = PUBLISHER.manifest([mirror.base_url for mirror in mirrors], piece_length=None)
         (tmp_path / "model.meta4").write_bytes(serialise_metalink(manifest))
-        result = puller(str(tmp_path / "model.meta4"))
+        result = puller(str(tmp_path / "model.meta4"), connections=1)
         puller.assert_exact(result, PUBLISHER)
         named = [lie.source for lie in puller.of_kind(SourceLied)]
         assert named == [f"127.0.0.1:{mirror.address[1]}" for mirror in (a, b, c)]
@@ -110,7 +110,7 @@ def test_three_liars_before_an_honest_mirror_are_each_named(puller: Puller, tmp_
 def test_when_a_liar_completes_what_an_honest_mirror_began_the_end_is_exact(puller: Puller, tmp_path: Path) -> None:
     with two_mirrors(tmp_path, has_pieces=False) as (manifest, dying, liar):
         dying.script("weights.bin", [Fault(wrong_bytes_at=(5,), end_at=3 * PIECE)] + [Fault(status=404)] * 9)
-        result = puller(manifest)
+        result = puller(manifest, connections=1)
         puller.assert_exact(result, PUBLISHER)
         assert liar.requests("weights.bin")
 
@@ -215,14 +215,14 @@ def test_the_second_mirror_delivers_when_the_first_fails(
 ) -> None:
     with two_mirrors(tmp_path, has_pieces=has_pieces) as (manifest, broken, _):
         broken.always("weights.bin", fault)
-        puller.assert_exact(puller(manifest), PUBLISHER)
+        puller.assert_exact(puller(manifest, connections=1), PUBLISHER)
         assert any(f"127.0.0.1:{broken.address[1]}" in event.source for event in puller.of_kind(SourceFailed))
 
 
 def test_what_one_mirror_gave_is_not_asked_of_the_next(puller: Puller, tmp_path: Path) -> None:
     with two_mirrors(tmp_path, has_pieces=True) as (manifest, dying, other):
         dying.script("weights.bin", [Fault(end_at=3 * PIECE)] + [Fault(status=404)] * 9)
-        puller.assert_exact(puller(manifest), PUBLISHER)
+        puller.assert_exact(puller(manifest, connections=1), PUBLISHER)
         assert dying.bytes_sent("weights.bin") + other.bytes_sent("weights.bin") == len(WEIGHTS)
 
 
