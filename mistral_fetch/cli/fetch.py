@@ -15,7 +15,7 @@ from mistral_fetch.ref import DirectoryRef, parse_ref
 from mistral_fetch.units import format_size
 
 if TYPE_CHECKING:
-    from mistral_fetch.transfer.pull import PullResult
+    from mistral_fetch.transfer.channels import PullResult
 
 RefArgument = Annotated[
     str, typer.Argument(metavar="REF", help="name[@version], hf:org/repo, a .meta4 or .torrent, a magnet link")
@@ -63,7 +63,7 @@ def fetch(front: FrontEnd, text: str, *, refresh: bool = False) -> PullResult:
     undo = stop_on_signals(stop.set)
     try:
         with front.reporter() as report:
-            result = pull_model(ref, front.settings, report, stop, refresh=refresh)
+            result = pull_model(ref, front.settings, report, stop, refresh=refresh, adopt_from=front.adopt_from)
     finally:
         undo()
     if not result.was_complete:

@@ -45,9 +45,11 @@ from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
 from mistral_fetch.store.partials import LOCK_NAME, TORRENT_STATE, CommittedBlob, Partial, describe_partial
 from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
+from mistral_fetch.transfer.adoption import Adopter
 from mistral_fetch.transfer.offer import Offer, names_content, partial_key
 from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, plan_transfer
 from mistral_fetch.transfer.provenance import Delivered, Ledger, describe_provenance, pin_manifest
+from mistral_fetch.transfer.shelves import Shelf
 
 # How often a file may turn out wrong as a whole before a source that has no other mirror for it is given up.
 MAX_WHOLE_FILE_FAILURES = 2
@@ -88,8 +90,11 @@ def execute_offer(
     report: Report,
     stop: StopSignal,
     lock_timeout_seconds: float = 600.0,
+    shelves: Sequence[Shelf] = (),
 ) -> Acquired:
     """Fetch what is missing of an offer, verify all of it and publish the snapshot.
+
+    What lies on one of the ``shelves`` already is taken from there, before any source is opened.
 
     Raises:
         AllSourcesFailed, TransferError, IntegrityError, AccessError: No source could deliver.
@@ -108,7 +113,10 @@ def execute_offer(
             lock = locked(directory / LOCK_NAME, f"fetch {ref_key}", lock_timeout_seconds, tell_owner, stop.check)
             locks.enter_context(lock)
         work = [_open_work(layout, offer, entry, report, stop) for entry in offer.manifest.files]
+        adopter = Adopter(shelves, floor, disk_reserve_bytes)
         try:
+            for item in work:
+                _adopt(layout, offer, item, adopter, ledger, stop)
             _announce(layout, offer, work, disk_reserve_bytes, ledger.report)
             for item in work:
                 if item.blob is None:
@@ -178,6 +186,20 @@ def _look_into_store(layout: Layout, offer: Offer, item: _Work, report: Report, 
     # Nobody knows what happened to it since, and what is promised besides its sha256 may be false.
     item.blob = adopt_blob(layout, entry, report, stop.check)
     item.assurance = entry.assurance
+
+
+def _adopt(layout: Layout, offer: Offer, item: _Work, adopter: Adopter, ledger: Ledger, stop: StopSignal) -> None:
+    """Take a missing file from where it lies on this machine, if it does."""
+    if item.blob is None and item.partial.committed is not None:
+        _look_into_store(layout, offer, item, ledger.report, stop)  # a file of the same content was just adopted
+    if item.blob is not None or (item.partial.present and not item.partial.missing_pieces()):
+        return
+    adopted = adopter.adopt(layout, item.entry, item.partial, ledger.report, stop.check)
+    if adopted is None:
+        return
+    item.blob, item.assurance = adopted.blob, item.entry.assurance
+    ledger.credit(item.entry.path, adopted.label)
+    ledger.report(FileVerified(item.entry.path, item.blob.size, item.blob.sha256, item.assurance.label))
 
 
 def _source_assurance(offer: Offer, entry: FileEntry) -> Assurance:

@@ -41,6 +41,10 @@ class Ledger:
             self.received_bytes += event.length
         self._report(event)
 
+    def credit(self, path: str, source: str) -> None:
+        """Remember where bytes came from that were here already: named like a sender's, but not received."""
+        self.sources.setdefault(path, set()).add(source)
+
     def forget_senders(self, path: str) -> list[str]:
         """Return who sent the bytes of a file that are about to be discarded, and count them no longer."""
         return sorted(self.sources.pop(path, ()))

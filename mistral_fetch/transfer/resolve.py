@@ -37,12 +37,16 @@ class Resolver:
         settings: Which sources are acceptable, and how patient to be with them.
         report: Told what is worth a line.
         stop: Asked while the network is waited for.
+        may_adopt: The bytes may come from this machine, so that a manifest need not name any source.
     """
 
-    def __init__(self, layout: Layout, settings: Settings, report: Report, stop: StopSignal) -> None:
+    def __init__(
+        self, layout: Layout, settings: Settings, report: Report, stop: StopSignal, *, may_adopt: bool = False
+    ) -> None:
         self._settings = settings
         self._report = report
         self._stop = stop
+        self._may_adopt = may_adopt
         self._http = HttpClient(
             with_hub_token(
                 HttpSettings(
@@ -154,7 +158,7 @@ class Resolver:
             data, base = read_local_file(ref.location), Path(ref.location).expanduser().absolute().as_uri()
         manifest = self._with_sizes(parse_metalink(data, base))
         sources = self._manifest_sources(manifest)
-        if not sources:
+        if not sources and not self._may_adopt:
             raise UsageError(
                 "the manifest names no source that may be used",
                 detail=f"expected mirrors or torrents that --via {self._settings.via} allows, got none",
