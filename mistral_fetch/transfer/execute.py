@@ -41,14 +41,16 @@ from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
 from mistral_fetch.store.blobs import adopt_blob, commit_partial, find_blob
 from mistral_fetch.store.durable import disk_errors
 from mistral_fetch.store.gc import list_empty_partials
+from mistral_fetch.store.hashing import FileHashes
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
 from mistral_fetch.store.partials import LOCK_NAME, TORRENT_STATE, CommittedBlob, Partial, describe_partial
+from mistral_fetch.store.salvage import salvage_blob
 from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
 from mistral_fetch.transfer.adoption import Adopter
 from mistral_fetch.transfer.offer import Offer, names_content, partial_key
 from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, plan_transfer
-from mistral_fetch.transfer.provenance import Delivered, Ledger, describe_provenance, pin_manifest
+from mistral_fetch.transfer.provenance import Delivered, Ledger, describe_provenance, pin_manifest, renew_papers
 from mistral_fetch.transfer.shelves import Shelf
 
 # How often a file may turn out wrong as a whole before a source that has no other mirror for it is given up.
@@ -140,9 +142,12 @@ def _to_lock(layout: Layout, offer: Offer) -> list[Path]:
 
 
 def _let_go(offer: Offer, ref_key: str, work: Sequence[_Work]) -> None:
+    has_failed = any(item.blob is None for item in work)
     for item in work:
         item.partial.close_without_recording()
-        if item.blob is None and not item.partial.has_bytes:
+        # Until the ref is written, rm must find the lock of a file whose blob is there.
+        is_needless = item.blob is None or (has_failed and item.partial.committed is None)
+        if is_needless and not item.partial.has_bytes:
             item.partial.remove()  # not begun: nothing to list as unfinished
     for state in offer.scratch():
         if state.is_dir():
@@ -152,7 +157,9 @@ def _let_go(offer: Offer, ref_key: str, work: Sequence[_Work]) -> None:
 def _publish(layout: Layout, offer: Offer, ref_key: str, work: Sequence[_Work], ledger: Ledger) -> Acquired:
     delivered = [Delivered(item.entry, item.blob, item.assurance) for item in work if item.blob is not None]
     manifest = pin_manifest(offer.manifest, delivered)
-    provenance = describe_provenance(manifest, offer, ref_key, delivered, ledger.sources)
+    described = describe_provenance(manifest, offer, ref_key, delivered, ledger.sources)
+    # That the bytes are the same again proves no more than was proved of them when they came.
+    provenance = described if offer.papers is None else renew_papers(offer.papers, described)
     directory = write_snapshot(layout, manifest, provenance)
     content_digest = manifest.content_digest().value
     write_ref(layout, RefRecord(ref_key, offer.channel, content_digest, int(time.time())))
@@ -168,7 +175,7 @@ def _publish(layout: Layout, offer: Offer, ref_key: str, work: Sequence[_Work], 
 
 
 def _open_work(layout: Layout, offer: Offer, entry: FileEntry, report: Report, stop: StopSignal) -> _Work:
-    partial = Partial(layout.partial(partial_key(offer, entry)), entry.size or 0, entry.pieces)
+    partial = _open_partial(layout, offer, entry)
     if partial.committed is not None and not names_content(offer, entry):
         partial.reset()  # the name is an address's, and what lies at an address changes
     work = _Work(entry, entry, partial)
@@ -176,15 +183,25 @@ def _open_work(layout: Layout, offer: Offer, entry: FileEntry, report: Report, s
     return work
 
 
+def _open_partial(layout: Layout, offer: Offer, entry: FileEntry) -> Partial:
+    return Partial(layout.partial(partial_key(offer, entry)), entry.size or 0, entry.pieces)
+
+
 def _look_into_store(layout: Layout, offer: Offer, item: _Work, report: Report, stop: StopSignal) -> None:
     """Take the blob that this transfer's earlier run committed, or else one of another model, read again as a whole."""
     entry, committed = item.entry, item.partial.committed
     is_ours = committed is not None and committed.size == entry.size and entry.sha256 in {None, committed.sha256}
-    if committed is not None and is_ours and find_blob(layout, committed.sha256, committed.size):
+    is_repair = offer.papers is not None  # a note says what the blob was, not what became of it
+    if committed is not None and is_ours and not is_repair and find_blob(layout, committed.sha256, committed.size):
         item.blob, item.assurance = committed, max(entry.assurance, _source_assurance(offer, entry))
         return
+
+    def salvage(path: Path, hashes: FileHashes | None) -> None:
+        if salvage_blob(path, entry, item.partial, hashes, report, stop.check):
+            item.partial = _open_partial(layout, offer, entry)
+
     # Nobody knows what happened to it since, and what is promised besides its sha256 may be false.
-    item.blob = adopt_blob(layout, entry, report, stop.check)
+    item.blob = adopt_blob(layout, entry, report, stop.check, salvage)
     item.assurance = entry.assurance
 
 

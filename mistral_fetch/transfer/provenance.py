@@ -103,6 +103,16 @@ def describe_provenance(
     }
 
 
+def renew_papers(papers: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a snapshot's papers after its repair: what vouches for a file stays, who sent bytes of it is added."""
+    new = {file["path"]: file for file in described["files"]}
+    files = []
+    for file in papers["files"]:
+        senders = [*file["sources"], *(name for name in new[file["path"]]["sources"] if name != FROM_CACHE)]
+        files.append({**file, "sources": list(dict.fromkeys(senders)), "verified_at": new[file["path"]]["verified_at"]})
+    return {**papers, "files": files}
+
+
 def _chat_template(known: str) -> dict[str, str | None]:
     """Return what the runtime may rely on: null for a base model, no key where the model's own files must tell."""
     return {"chat_template": None if known == "none" else known} if known else {}
