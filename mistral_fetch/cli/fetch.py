@@ -35,8 +35,16 @@ def pull(
     front: FrontEnd,
     refs: Annotated[list[str], typer.Argument(metavar="REF...", help="What to fetch.")],
     refresh: Annotated[bool, typer.Option("--refresh", help="Ask the source again even if complete.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the plan and change nothing; exit as the pull would if it is refused."),
+    ] = False,
 ) -> int:
     """Fetch models, verify every byte, and print their snapshot directories. Does nothing where they are complete."""
+    if dry_run:
+        from mistral_fetch.cli.preview import print_plans
+
+        return print_plans(front, refs, refresh=refresh)
     results = [fetch(front, text, refresh=refresh) for text in refs]
     fields = [
         {

@@ -73,10 +73,13 @@ def try_candidates(job: Job, candidates: Sequence[Candidate], *, same_files: boo
                 break
             if candidate is not candidates[-1]:
                 job.report(Notice(f"{candidate.channel}: {error.what}; trying the next channel"))
-    if len(causes) == 1:
-        raise causes[0]
-    raise AllSourcesFailed(
-        f"no channel could deliver {job.key}",
+    raise causes[0] if len(causes) == 1 else no_channel(job.key, causes)
+
+
+def no_channel(key: str, causes: Sequence[MistralFetchError]) -> AllSourcesFailed:
+    """Return the error for a model that no channel could deliver, or even describe."""
+    return AllSourcesFailed(
+        f"no channel could deliver {key}",
         causes,
         hint="run the same command again later; --via chooses a channel; mistral-fetch doctor explains this machine",
     )

@@ -19,6 +19,7 @@ KEYS = {
         "was_complete",
         "received_bytes",
     },
+    "pull tiny.meta4 --dry-run": {"ref", "was_complete", "directory", "files", "total_bytes", "disk", "refused"},
     "repair tiny.meta4": {"ref", "directory", "dry_run", "repaired", "received_bytes"},
     "verify": {"ok", "seconds", "bytes", "models"},
     "show tiny.meta4": {"cache"},
