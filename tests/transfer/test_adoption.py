@@ -21,6 +21,7 @@ from mistral_fetch.metalink import serialise_metalink
 from mistral_fetch.simulators.mirror import MirrorSimulator
 from mistral_fetch.simulators.publisher import PublisherSimulator
 from mistral_fetch.transfer import shelves
+from mistral_fetch.transfer.adoption import Adopter
 from mistral_fetch.transfer.shelves import DirectoryShelf, HubCacheShelf, hub_cache_directory, open_shelves
 from tests.transfer.conftest import Puller
 
@@ -140,6 +141,14 @@ def test_a_digest_below_the_floor_does_not_suffice(puller: Puller, usb: Path, tm
             puller(str(path), adopt_from=[usb])
 
 
+def test_below_the_floor_there_are_no_candidates_to_read(usb: Path, tmp_path: Path) -> None:
+    put(usb / "w.bin")
+    entry = FileEntry("w.bin", len(WEIGHTS), (Digest("md5", hashlib.md5(WEIGHTS).hexdigest()),))
+    found = [DirectoryShelf(usb, lambda _: None)]
+    assert Adopter(found, Assurance.BTV1, 0).find(entry) == []
+    assert len(Adopter(found, Assurance.MD5, 0).find(entry)) == 1
+
+
 def test_adopted_bytes_count_as_present_when_the_work_is_planned(
     puller: Puller, mirror: MirrorSimulator, usb: Path
 ) -> None:
@@ -178,6 +187,12 @@ def test_offline_with_a_directory_that_lacks_a_file_is_refused_and_keeps_what_wa
     put(usb / "config.json", MODEL.files["config.json"])
     puller.assert_exact(puller(str(manifest), adopt_from=[usb], offline=True), MODEL)
     assert len([event for event in puller.of_kind(Notice) if "w.bin: adopted" in event.text]) == 1
+
+
+def test_offline_no_swarm_is_joined_for_what_cannot_be_adopted(puller: Puller, usb: Path, tmp_path: Path) -> None:
+    publication = MODEL.publish(tmp_path)  # a torrent has no digests of whole files
+    with pytest.raises(OfflineRefused):
+        puller(str(publication.torrent_path), adopt_from=[tmp_path / "model"], offline=True, peers=("127.0.0.1:9",))
 
 
 def test_a_manifest_without_any_source_is_enough_beside_a_directory(puller: Puller, usb: Path, tmp_path: Path) -> None:
@@ -260,7 +275,16 @@ def test_links_that_go_in_circles_end(usb: Path) -> None:
     put(usb / "a/b/w.bin")
     (usb / "a/b/again").symlink_to(usb)
     (usb / "a/b/c").symlink_to("c")
-    assert candidates(usb) == ["a/b/w.bin"]
+    events: list[Event] = []
+    found = DirectoryShelf(usb, events.append).candidates(ENTRY)
+    assert (found, events) == ([usb / "a/b/w.bin"], [])
+
+
+def test_folders_behind_links_are_not_walked(usb: Path, tmp_path: Path) -> None:
+    put(tmp_path / "elsewhere/deep/w.bin")
+    (usb / "x").mkdir()
+    (usb / "x/y").symlink_to(tmp_path / "elsewhere")
+    assert candidates(usb) == []
 
 
 def test_a_link_to_a_file_is_a_candidate_and_one_inode_is_one_only(usb: Path, tmp_path: Path) -> None:

@@ -178,6 +178,16 @@ def test_what_stands_in_a_link_s_place_is_replaced(
     assert (tmp_path / "wrong").read_bytes() == WEIGHTS[:-1] + b"\0"
 
 
+def test_a_folder_that_has_the_file_s_size_by_chance_is_replaced(puller: Puller, mend: Mender, tmp_path: Path) -> None:
+    model = PublisherSimulator({"weights.bin": b"x" * tmp_path.stat().st_size})
+    with model.serve() as mirror:
+        directory = puller(mirror.url("model.meta4")).directory
+        (directory / "weights.bin").unlink()
+        (directory / "weights.bin").mkdir()
+        mend(mirror.url("model.meta4"))
+    mend.assert_whole(directory)
+
+
 @pytest.mark.parametrize("name", ["manifest.meta4", ".complete", "PROVENANCE.json"])
 def test_papers_that_are_damaged_are_written_anew_and_nothing_is_fetched(
     puller: Puller, mend: Mender, mirror: MirrorSimulator, name: str
