@@ -60,6 +60,8 @@ class Settings:
     """Seconds without a byte from connected peers after which the swarm counts as stalled."""
     dht: bool = False
     """Look for peers in the public DHT; only torrents that name no peers of their own are looked up."""
+    hf_cache: bool = True
+    """Adopt what Hugging Face's own cache holds already instead of downloading it."""
     disk_reserve: int = 256 * 1024 * 1024
     """Bytes of free disk a download must leave."""
     catalog: str = ""
@@ -273,6 +275,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "peer_timeout": _to_seconds,
     "stall_timeout": _to_seconds,
     "dht": _to_bool,
+    "hf_cache": _to_bool,
     "disk_reserve": _to_size,
     "catalog": str,
     "python": str,

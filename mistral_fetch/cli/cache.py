@@ -14,8 +14,6 @@ from mistral_fetch.cli.paths import local_directory
 from mistral_fetch.errors import (
     AssuranceTooLow,
     ExitCode,
-    IntegrityError,
-    ManifestError,
     NotFoundError,
     NotInCache,
     StoreError,
@@ -105,7 +103,7 @@ def verify(
     lines = [f"{name}: {verdict.path}: {verdict.problem}" for name, verdict in bad]
     if bad:
         wrong = count(len(bad), "file") + (" is wrong" if len(bad) == 1 else " are wrong")
-        how = "get anew what a cache holds with: mistral-fetch pull REF --refresh"
+        how = "what a cache holds is repaired with: mistral-fetch repair REF"
         lines.append(f"{wrong}; {how}")
     else:
         files = count(sum(len(verdicts) for _, _, verdicts in checked), "file")
@@ -158,14 +156,11 @@ def _is_directory(layout: Any, text: str) -> bool:
 
 def _check(item: _ToVerify, report: Any, check_stop: Any) -> list[Any]:
     """Return a verdict for every file; a snapshot whose own papers are damaged gets one for those."""
-    from mistral_fetch.store.snapshots import load_manifest
-    from mistral_fetch.store.verify import FileVerdict, verify_directory
+    from mistral_fetch.store.verify import verify_directory, verify_snapshot
 
-    try:
-        manifest = item.manifest or load_manifest(item.directory)
-    except (StoreError, IntegrityError, ManifestError) as error:
-        return [FileVerdict("manifest.meta4", 0, f"{error.what}: {error.detail}")]
-    return verify_directory(item.directory, manifest, report, check_stop)
+    if item.manifest is None:
+        return verify_snapshot(item.directory, report, check_stop)[1]
+    return verify_directory(item.directory, item.manifest, report, check_stop)
 
 
 def _manifest_of_directory(directory: Path, named: str | None) -> Any:

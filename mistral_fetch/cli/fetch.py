@@ -15,7 +15,7 @@ from mistral_fetch.ref import DirectoryRef, parse_ref
 from mistral_fetch.units import format_size
 
 if TYPE_CHECKING:
-    from mistral_fetch.transfer.pull import PullResult
+    from mistral_fetch.transfer.channels import PullResult
 
 RefArgument = Annotated[
     str, typer.Argument(metavar="REF", help="name[@version], hf:org/repo, a .meta4 or .torrent, a magnet link")
@@ -35,8 +35,16 @@ def pull(
     front: FrontEnd,
     refs: Annotated[list[str], typer.Argument(metavar="REF...", help="What to fetch.")],
     refresh: Annotated[bool, typer.Option("--refresh", help="Ask the source again even if complete.")] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Print the plan and change nothing; exit as the pull would if it is refused."),
+    ] = False,
 ) -> int:
     """Fetch models, verify every byte, and print their snapshot directories. Does nothing where they are complete."""
+    if dry_run:
+        from mistral_fetch.cli.preview import print_plans
+
+        return print_plans(front, refs, refresh=refresh)
     results = [fetch(front, text, refresh=refresh) for text in refs]
     fields = [
         {
@@ -63,7 +71,7 @@ def fetch(front: FrontEnd, text: str, *, refresh: bool = False) -> PullResult:
     undo = stop_on_signals(stop.set)
     try:
         with front.reporter() as report:
-            result = pull_model(ref, front.settings, report, stop, refresh=refresh)
+            result = pull_model(ref, front.settings, report, stop, refresh=refresh, adopt_from=front.adopt_from)
     finally:
         undo()
     if not result.was_complete:

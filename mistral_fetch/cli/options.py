@@ -14,12 +14,14 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Annotated, Any
 
 import typer
 
 from mistral_fetch.cli.choices import ProgressMode, Via
+from mistral_fetch.cli.paths import local_directory
 from mistral_fetch.cli.terminal import json_line, printable_lines, silence, write_err
 from mistral_fetch.config import Settings, load_settings
 from mistral_fetch.errors import ExitCode, Interrupted, MistralFetchError, StoreNotWritable, printable
@@ -103,6 +105,14 @@ _TRANSFER = {
         str | None,
         typer.Option("--ca-bundle", help="Certificate authorities to trust, as PEM.", metavar="FILE"),
     ],
+    "from_directories": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--from",
+            help="Adopt files that are the right ones from here instead of downloading them; may be repeated.",
+            metavar="DIR",
+        ),
+    ],
     "lock_timeout": Annotated[
         float | None,
         typer.Option("--lock-timeout", help="How long to wait for another process (default: 600).", metavar="SECONDS"),
@@ -120,6 +130,7 @@ class FrontEnd:
     progress: ProgressMode
     is_quiet: bool
     has_color: bool
+    adopt_from: tuple[Path, ...] = ()
 
     @property
     def wants_no_text(self) -> bool:
@@ -257,6 +268,7 @@ def _front_end(common: dict[str, Any]) -> FrontEnd:
         progress=common["progress"],
         is_quiet=common["quiet"],
         has_color=not no_color,
+        adopt_from=tuple(local_directory(text) for text in common.get("from_directories") or ()),
     )
 
 

@@ -90,5 +90,6 @@ def _held_text(held: list[dict[str, Any]]) -> str:
         for file in model.get("files", []):
             size = format_size_both(int(file["size"]))
             lines.append(f"    {file['path']}  {size}  {file['assurance']}  sha256:{file['sha256']}")
-            lines.append(f"      from {', '.join(file['sources'])}, verified {file['verified_at']}")
+            origin = f"from {', '.join(file['sources'])}".replace("from adopted from", "adopted from")
+            lines.append(f"      {origin}, verified {file['verified_at']}")
     return "\n".join(lines)

@@ -39,19 +39,30 @@ def find_blob(layout: Layout, sha256: str, size: int) -> Path | None:
 
 
 def adopt_blob(
-    layout: Layout, entry: FileEntry, report: Report, check_stop: Callable[[], None]
+    layout: Layout,
+    entry: FileEntry,
+    report: Report,
+    check_stop: Callable[[], None],
+    on_damage: Callable[[Path, FileHashes | None], object] | None = None,
 ) -> CommittedBlob | None:
     """Take a blob that another model or an earlier pull brought, after reading all of it again.
 
-    A blob that does not have the content it is named by is deleted: whoever links to it gets it anew by pulling.
+    A blob that does not have the content it is named by loses its name: it is handed to ``on_damage`` with what it
+    was found to be (None where its size is wrong), or else discarded. Whoever links to it gets it anew by pulling.
 
     Raises:
         StoreError: The disk refused.
         Interrupted: ``check_stop`` raised it.
     """
-    path = find_blob(layout, entry.sha256 or "-", entry.size or 0)
-    if path is None:
+    path = layout.blob(entry.sha256 or "-")
+    if not path.is_file():
         return None
+
+    def lose(hashes: FileHashes | None) -> None:
+        if on_damage is None:
+            discard_blob(path, entry, report)
+        else:
+            on_damage(path, hashes)
 
     def advance(done: int) -> None:
         check_stop()
@@ -60,14 +71,22 @@ def adopt_blob(
     algorithms = {"sha256", *(digest.algorithm for digest in entry.checks)}
     piece_length = entry.pieces.length if entry.pieces else DEFAULT_PIECE_LENGTH
     with disk_errors("reading what the cache holds", path):
+        if path.stat().st_size != entry.size:
+            lose(None)
+            return None
         hashes = hash_file(path, sorted(algorithms), piece_length, advance)
         if hashes.digest("sha256").value != entry.sha256:
-            path.unlink(missing_ok=True)
-            fsync_directory(path.parent)
-            report(Notice(f"{entry.path}: the cache's copy was damaged and is discarded"))
+            lose(hashes)
             return None
     compare(entry, hashes)
     return CommittedBlob(hashes.digest("sha256").value, hashes.size, hashes.pieces)
+
+
+def discard_blob(path: Path, entry: FileEntry, report: Report) -> None:
+    """Delete a blob that is not what its name says."""
+    path.unlink(missing_ok=True)
+    fsync_directory(path.parent)
+    report(Notice(f"{entry.path}: the cache's copy was damaged and is discarded"))
 
 
 def commit_partial(

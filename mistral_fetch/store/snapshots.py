@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mistral_fetch.digest import Assurance
-from mistral_fetch.errors import IntegrityError, StoreError
+from mistral_fetch.errors import IntegrityError, ManifestError, StoreError
 from mistral_fetch.manifest import Manifest
 from mistral_fetch.metalink import parse_metalink, serialise_metalink
 from mistral_fetch.store.blobs import find_blob
@@ -74,7 +74,7 @@ def load_manifest(directory: Path) -> Manifest:
         raise IntegrityError(
             f"the manifest of the snapshot at {directory} was changed",
             detail=f"expected sha256:{complete.get('manifest_sha256')}, got sha256:{actual}",
-            hint="remove the model with mistral-fetch rm and pull it again",
+            hint="mistral-fetch repair REF writes it anew",
         )
     return parse_metalink(data)
 
@@ -102,6 +102,7 @@ def write_snapshot(layout: Layout, manifest: Manifest, provenance: Mapping[str, 
     final = layout.snapshot(content_digest)
     existing = find_snapshot(layout, content_digest)
     if existing is not None:
+        _renew_manifest(existing, manifest)
         _renew_provenance(existing, provenance)
         return existing
     draft = layout.snapshots / f".{content_digest[:16]}-{secrets.token_hex(6)}.tmp"
@@ -120,6 +121,17 @@ def write_snapshot(layout: Layout, manifest: Manifest, provenance: Mapping[str, 
         for abandoned in find_drafts(layout, content_digest):
             shutil.rmtree(abandoned, ignore_errors=True)
     return final
+
+
+def _renew_manifest(directory: Path, manifest: Manifest) -> None:
+    """Replace a manifest that cannot be believed any more; the files are those of the one at hand."""
+    try:
+        load_manifest(directory)
+    except (StoreError, IntegrityError, ManifestError):
+        data = serialise_metalink(manifest)
+        with disk_errors("writing the manifest anew", directory):
+            write_durably(directory / MANIFEST_NAME, data)
+            write_durably(directory / COMPLETE_NAME, _completion(manifest, data))
 
 
 def _renew_provenance(directory: Path, provenance: Mapping[str, Any]) -> None:
@@ -173,13 +185,14 @@ def _fill(layout: Layout, manifest: Manifest, provenance: Mapping[str, Any], dra
     write_durably(draft / PROVENANCE_NAME, _json_bytes(provenance))
     for directory in {draft, *(path.parent for path in draft.rglob("*"))}:
         fsync_directory(directory)
-    complete = {
-        "manifest_sha256": hashlib.sha256(data).hexdigest(),
-        "sizes": {entry.path: entry.size for entry in manifest.files},
-    }
     reached("snapshot-laid-out")
-    write_durably(draft / COMPLETE_NAME, _json_bytes(complete))
+    write_durably(draft / COMPLETE_NAME, _completion(manifest, data))
     reached("snapshot-complete")
+
+
+def _completion(manifest: Manifest, data: bytes) -> bytes:
+    sizes = {entry.path: entry.size for entry in manifest.files}
+    return _json_bytes({"manifest_sha256": hashlib.sha256(data).hexdigest(), "sizes": sizes})
 
 
 def link_blob(blob: Path, link: Path, final_link: Path) -> None:

@@ -6,10 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from mistral_fetch.errors import IntegrityError, ManifestError, StoreError
 from mistral_fetch.events import BytesVerified, Report
 from mistral_fetch.manifest import FileEntry, Manifest
 from mistral_fetch.spans import Span
 from mistral_fetch.store.hashing import find_bad_pieces, hash_file
+from mistral_fetch.store.snapshots import MANIFEST_NAME, load_manifest
 from mistral_fetch.units import MIB
 
 
@@ -26,6 +28,21 @@ class FileVerdict:
     def is_good(self) -> bool:
         """Return whether every byte matched."""
         return not self.problem
+
+
+def verify_snapshot(
+    directory: Path, report: Report, check_stop: Callable[[], None]
+) -> tuple[Manifest | None, list[FileVerdict]]:
+    """Hash a snapshot against its own manifest; one that cannot be believed gets a verdict, and None is returned.
+
+    Raises:
+        Interrupted: ``check_stop`` raised it.
+    """
+    try:
+        manifest = load_manifest(directory)
+    except (StoreError, IntegrityError, ManifestError) as error:
+        return None, [FileVerdict(MANIFEST_NAME, 0, f"{error.what}: {error.detail}")]
+    return manifest, verify_directory(directory, manifest, report, check_stop)
 
 
 def verify_directory(

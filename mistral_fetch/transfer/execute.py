@@ -48,10 +48,13 @@ from mistral_fetch.store.hashing import FileHashes
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
 from mistral_fetch.store.partials import LOCK_NAME, TORRENT_STATE, CommittedBlob, Partial, describe_partial
+from mistral_fetch.store.salvage import salvage_blob
 from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
+from mistral_fetch.transfer.adoption import Adopter
 from mistral_fetch.transfer.offer import Offer, names_content, partial_key
 from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, plan_transfer
-from mistral_fetch.transfer.provenance import Delivered, Ledger, describe_provenance, pin_manifest
+from mistral_fetch.transfer.provenance import Delivered, Ledger, describe_provenance, pin_manifest, renew_papers
+from mistral_fetch.transfer.shelves import Shelf
 from mistral_fetch.transfer.suspects import Suspects, sent_pieces
 
 # How often a file may turn out wrong as a whole before a source that has no other mirror for it is given up.
@@ -94,8 +97,11 @@ def execute_offer(
     report: Report,
     stop: StopSignal,
     lock_timeout_seconds: float = 600.0,
+    shelves: Sequence[Shelf] = (),
 ) -> Acquired:
     """Fetch what is missing of an offer, verify all of it and publish the snapshot.
+
+    What lies on one of the ``shelves`` already is taken from there, before any source is opened.
 
     Raises:
         AllSourcesFailed, TransferError, IntegrityError, AccessError: No source could deliver.
@@ -114,7 +120,10 @@ def execute_offer(
             lock = locked(directory / LOCK_NAME, f"fetch {ref_key}", lock_timeout_seconds, tell_owner, stop.check)
             locks.enter_context(lock)
         work = [_open_work(layout, offer, entry, report, stop) for entry in offer.manifest.files]
+        adopter = Adopter(shelves, floor, disk_reserve_bytes)
         try:
+            for item in work:
+                _adopt(layout, offer, item, adopter, ledger, stop)
             _announce(layout, offer, work, disk_reserve_bytes, ledger.report)
             for item in work:
                 if item.blob is None:
@@ -138,9 +147,12 @@ def _to_lock(layout: Layout, offer: Offer) -> list[Path]:
 
 
 def _let_go(offer: Offer, ref_key: str, work: Sequence[_Work]) -> None:
+    has_failed = any(item.blob is None for item in work)
     for item in work:
         item.partial.close_without_recording()
-        if item.blob is None and not item.partial.has_bytes:
+        # Until the ref is written, rm must find the lock of a file whose blob is there.
+        is_needless = item.blob is None or (has_failed and item.partial.committed is None)
+        if is_needless and not item.partial.has_bytes:
             item.partial.remove()  # not begun: nothing to list as unfinished
     for state in offer.scratch():
         if state.is_dir():
@@ -150,7 +162,9 @@ def _let_go(offer: Offer, ref_key: str, work: Sequence[_Work]) -> None:
 def _publish(layout: Layout, offer: Offer, ref_key: str, work: Sequence[_Work], ledger: Ledger) -> Acquired:
     delivered = [Delivered(item.entry, item.blob, item.assurance) for item in work if item.blob is not None]
     manifest = pin_manifest(offer.manifest, delivered)
-    provenance = describe_provenance(manifest, offer, ref_key, delivered, ledger.sources)
+    described = describe_provenance(manifest, offer, ref_key, delivered, ledger.sources)
+    # That the bytes are the same again proves no more than was proved of them when they came.
+    provenance = described if offer.papers is None else renew_papers(offer.papers, described)
     directory = write_snapshot(layout, manifest, provenance)
     content_digest = manifest.content_digest().value
     write_ref(layout, RefRecord(ref_key, offer.channel, content_digest, int(time.time())))
@@ -168,7 +182,7 @@ def _publish(layout: Layout, offer: Offer, ref_key: str, work: Sequence[_Work], 
 
 
 def _open_work(layout: Layout, offer: Offer, entry: FileEntry, report: Report, stop: StopSignal) -> _Work:
-    partial = Partial(layout.partial(partial_key(offer, entry)), entry.size or 0, entry.pieces)
+    partial = _open_partial(layout, offer, entry)
     if partial.committed is not None and not names_content(offer, entry):
         partial.reset()  # the name is an address's, and what lies at an address changes
     work = _Work(entry, partial, Suspects(entry))
@@ -176,16 +190,40 @@ def _open_work(layout: Layout, offer: Offer, entry: FileEntry, report: Report, s
     return work
 
 
+def _open_partial(layout: Layout, offer: Offer, entry: FileEntry) -> Partial:
+    return Partial(layout.partial(partial_key(offer, entry)), entry.size or 0, entry.pieces)
+
+
 def _look_into_store(layout: Layout, offer: Offer, item: _Work, report: Report, stop: StopSignal) -> None:
     """Take the blob that this transfer's earlier run committed, or else one of another model, read again as a whole."""
     entry, committed = item.entry, item.partial.committed
     is_ours = committed is not None and committed.size == entry.size and entry.sha256 in {None, committed.sha256}
-    if committed is not None and is_ours and find_blob(layout, committed.sha256, committed.size):
+    is_repair = offer.papers is not None  # a note says what the blob was, not what became of it
+    if committed is not None and is_ours and not is_repair and find_blob(layout, committed.sha256, committed.size):
         item.blob, item.assurance = committed, max(entry.assurance, _source_assurance(offer, entry))
         return
+
+    def salvage(path: Path, hashes: FileHashes | None) -> None:
+        if salvage_blob(path, entry, item.partial, hashes, report, stop.check):
+            item.partial = _open_partial(layout, offer, entry)
+
     # Nobody knows what happened to it since, and what is promised besides its sha256 may be false.
-    item.blob = adopt_blob(layout, entry, report, stop.check)
+    item.blob = adopt_blob(layout, entry, report, stop.check, salvage)
     item.assurance = entry.assurance
+
+
+def _adopt(layout: Layout, offer: Offer, item: _Work, adopter: Adopter, ledger: Ledger, stop: StopSignal) -> None:
+    """Take a missing file from where it lies on this machine, if it does."""
+    if item.blob is None and item.partial.committed is not None:
+        _look_into_store(layout, offer, item, ledger.report, stop)  # a file of the same content was just adopted
+    if item.blob is not None or (item.partial.present and not item.partial.missing_pieces()):
+        return
+    adopted = adopter.adopt(layout, item.entry, item.partial, ledger.report, stop.check)
+    if adopted is None:
+        return
+    item.blob, item.assurance = adopted.blob, item.entry.assurance
+    ledger.credit(item.entry.path, adopted.label)
+    ledger.report(FileVerified(item.entry.path, item.blob.size, item.blob.sha256, item.assurance.label))
 
 
 def _source_assurance(offer: Offer, entry: FileEntry) -> Assurance:

@@ -14,7 +14,6 @@ from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.snapshots import RefRecord, find_refs, find_snapshot
 
 MAX_LOCAL_FILE_BYTES = 64 * 1024 * 1024
-_HTTP_CHANNELS = {"hub", "manifest", "archive"}
 
 
 @dataclass(frozen=True)
@@ -91,13 +90,16 @@ def read_local_file(location: str) -> bytes:
     return data
 
 
+def acceptable_refs(layout: Layout, key: str, via: str) -> list[RefRecord]:
+    """Return what a name stands for by the channels that ``--via`` allows, the newest pull first."""
+    refused = {"http": {"torrent"}, "torrent": {"hub", "archive"}}.get(via, set())
+    return [record for record in find_refs(layout, key) if record.channel not in refused]
+
+
 def find_local(layout: Layout, key: str, via: str) -> LocalModel | None:
     """Return the newest complete snapshot of a ref that came by an acceptable channel."""
     layout.check_version()
-    for record in find_refs(layout, key):
-        is_torrent = record.channel not in _HTTP_CHANNELS
-        if (via == "http" and is_torrent) or (via == "torrent" and record.channel in {"hub", "archive"}):
-            continue
+    for record in acceptable_refs(layout, key, via):
         directory = find_snapshot(layout, record.content_digest)
         if directory is not None:
             return LocalModel(directory, record)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from mistral_fetch.manifest import FileEntry, Manifest
 from mistral_fetch.sources.base import Source
@@ -17,7 +18,8 @@ class Offer:
 
     ``identity`` names the content where the manifest's digests do not: an info-hash, or an address. ``sources``
     are opened one after the other, each only when the one before has failed. ``scratch`` returns the directories
-    of the opened sources' own state, removed with the partials once the model is complete.
+    of the opened sources' own state, removed with the partials once the model is complete. ``papers`` is what
+    ``PROVENANCE.json`` says already, where a snapshot is repaired: repairing proves nothing new.
     """
 
     channel: str
@@ -25,6 +27,7 @@ class Offer:
     manifest: Manifest
     sources: tuple[Callable[[], Source], ...]
     scratch: Callable[[], Sequence[Path]] = tuple
+    papers: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)

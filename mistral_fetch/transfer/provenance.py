@@ -41,6 +41,10 @@ class Ledger:
             self.received_bytes += event.length
         self._report(event)
 
+    def credit(self, path: str, source: str) -> None:
+        """Remember where bytes came from that were here already: named like a sender's, but not received."""
+        self.sources.setdefault(path, set()).add(source)
+
     def forget_senders(self, path: str) -> list[str]:
         """Return who sent the bytes of a file that are about to be discarded, and count them no longer."""
         return sorted(self.sources.pop(path, ()))
@@ -97,6 +101,16 @@ def describe_provenance(
         "tool": f"mistral-fetch {__version__}",
         "files": files,
     }
+
+
+def renew_papers(papers: Mapping[str, Any], described: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a snapshot's papers after its repair: what vouches for a file stays, who sent bytes of it is added."""
+    new = {file["path"]: file for file in described["files"]}
+    files = []
+    for file in papers["files"]:
+        senders = [*file["sources"], *(name for name in new[file["path"]]["sources"] if name != FROM_CACHE)]
+        files.append({**file, "sources": list(dict.fromkeys(senders)), "verified_at": new[file["path"]]["verified_at"]})
+    return {**papers, "files": files}
 
 
 def _chat_template(known: str) -> dict[str, str | None]:

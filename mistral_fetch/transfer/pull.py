@@ -1,44 +1,30 @@
-"""The main job as one function, read downwards: find it here, else lock, resolve, execute."""
+"""The main job as one function, read downwards: find it here, else lock, resolve, try the channels."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from mistral_fetch.config import Settings
-from mistral_fetch.errors import (
-    AllSourcesFailed,
-    ConfigError,
-    Interrupted,
-    MistralFetchError,
-    OfflineRefused,
-    StoreError,
-    UsageError,
-)
-from mistral_fetch.events import BytesReceived, Event, Notice, Report, TransferPlanned
-from mistral_fetch.ref import Ref
+from mistral_fetch.errors import StoreError
+from mistral_fetch.events import Notice, Report
+from mistral_fetch.ref import ManifestRef, Ref, TorrentRef
 from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.snapshots import load_provenance
+from mistral_fetch.transfer.channels import Job, PullResult, refused_offline, try_candidates
 from mistral_fetch.transfer.local import find_local, ref_key
-from mistral_fetch.transfer.offer import Candidate
 
 
-@dataclass(frozen=True)
-class PullResult:
-    """A complete model: where it is, how it came, and what vouches for it."""
-
-    key: str
-    directory: Path
-    content_digest: str
-    channel: str
-    assurance: str
-    was_complete: bool
-    received_bytes: int
-
-
-def pull(ref: Ref, settings: Settings, report: Report, stop: StopSignal, *, refresh: bool = False) -> PullResult:
+def pull(
+    ref: Ref,
+    settings: Settings,
+    report: Report,
+    stop: StopSignal,
+    *,
+    refresh: bool = False,
+    adopt_from: Sequence[Path] = (),
+) -> PullResult:
     """Make a model complete in the cache and return where it is. Nothing happens if it is already.
 
     Args:
@@ -47,20 +33,17 @@ def pull(ref: Ref, settings: Settings, report: Report, stop: StopSignal, *, refr
         report: Told what happens.
         stop: Set it to stop in an orderly way.
         refresh: Look at the source again even if the cache has a complete snapshot of this name.
+        adopt_from: Directories whose files are adopted where they are the promised ones.
 
     Raises:
         MistralFetchError: See ``docs/exit-codes.md``; whatever was verified is kept for the next run.
     """
     layout = Layout(settings.home)
     key = ref_key(ref, settings)
-    if not refresh and (here := _already_here(layout, key, settings)):
+    if not refresh and (here := already_here(layout, key, settings)):
         return here
-    if settings.offline:
-        raise OfflineRefused(
-            f"{key} is not complete in the cache, and the network is off limits",
-            detail=f"expected a complete snapshot in {settings.home}, got none",
-            hint="run it once without --offline",
-        )
+    if settings.offline and not (adopt_from and is_described_here(ref)):
+        raise refused_offline(key, settings)
     from mistral_fetch.store.lock import locked
 
     layout.prepare()
@@ -70,12 +53,18 @@ def pull(ref: Ref, settings: Settings, report: Report, stop: StopSignal, *, refr
 
     with locked(layout.lock(key), f"pull {key}", settings.lock_timeout, tell_owner, stop.check):
         # While we waited, the other process may have done the work.
-        if not refresh and (here := _already_here(layout, key, settings)):
+        if not refresh and (here := already_here(layout, key, settings)):
             return here
-        return _fetch(ref, key, layout, settings, report, stop)
+        return _fetch(ref, Job(key, layout, settings, report, stop, adopt_from))
 
 
-def _already_here(layout: Layout, key: str, settings: Settings) -> PullResult | None:
+def is_described_here(ref: Ref) -> bool:
+    """Return whether what a reference consists of is known without a network: a manifest or torrent on this disk."""
+    return isinstance(ref, ManifestRef | TorrentRef) and not ref.is_url
+
+
+def already_here(layout: Layout, key: str, settings: Settings) -> PullResult | None:
+    """Return the complete snapshot of a name, if there is one that is proved well enough. Nothing is hashed."""
     local = find_local(layout, key, settings.via)
     if local is None:
         return None
@@ -100,71 +89,9 @@ def _rank(label: str) -> int:
         return 0
 
 
-def _fetch(ref: Ref, key: str, layout: Layout, settings: Settings, report: Report, stop: StopSignal) -> PullResult:
+def _fetch(ref: Ref, job: Job) -> PullResult:
     from mistral_fetch.transfer.resolve import Resolver
 
-    with Resolver(layout, settings, report, stop) as resolver:
-        return _try_candidates(resolver.candidates(ref), key, layout, settings, report, stop)
-
-
-def _try_candidates(
-    candidates: Sequence[Candidate], key: str, layout: Layout, settings: Settings, report: Report, stop: StopSignal
-) -> PullResult:
-    """Take the first channel that delivers. Once bytes have come by one, the others are not begun."""
-    from mistral_fetch.transfer.execute import execute_offer
-
-    causes: list[MistralFetchError] = []
-    for candidate in candidates:
-        watch = _Watch(report)
-        try:
-            acquired = execute_offer(
-                candidate.open(),
-                key,
-                layout,
-                floor=settings.min_assurance,
-                disk_reserve_bytes=settings.disk_reserve,
-                report=watch.report,
-                stop=stop,
-                lock_timeout_seconds=settings.lock_timeout,
-            )
-        except (StoreError, Interrupted, UsageError, ConfigError):
-            raise
-        except MistralFetchError as error:
-            causes.append(error)
-            if watch.has_begun:
-                # Another channel means other files, from their first byte; going on later costs less.
-                break
-            if candidate is not candidates[-1]:
-                report(Notice(f"{candidate.channel}: {error.what}; trying the next channel"))
-            continue
-        return PullResult(
-            key,
-            acquired.directory,
-            acquired.content_digest,
-            candidate.channel,
-            acquired.assurance.label,
-            was_complete=False,
-            received_bytes=acquired.received_bytes,
-        )
-    if len(causes) == 1:
-        raise causes[0]
-    raise AllSourcesFailed(
-        f"no channel could deliver {key}",
-        causes,
-        hint="run the same command again later; --via chooses a channel; mistral-fetch doctor explains this machine",
-    )
-
-
-class _Watch:
-    """Notices whether a channel has bytes to lose: some came now, or much is there from an earlier run."""
-
-    def __init__(self, report: Report) -> None:
-        self._report = report
-        self.has_begun = False
-
-    def report(self, event: Event) -> None:
-        if isinstance(event, TransferPlanned):
-            self.has_begun = event.present_bytes > event.total_bytes // 20
-        elif isinstance(event, BytesReceived):
-            self.has_begun = True
-        self._report(event)
+    may_adopt = bool(job.adopt_from)
+    with Resolver(job.layout, job.settings, job.report, job.stop, may_adopt=may_adopt) as resolver:
+        return try_candidates(job, resolver.candidates(ref))

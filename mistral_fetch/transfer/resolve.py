@@ -38,12 +38,16 @@ class Resolver:
         settings: Which sources are acceptable, and how patient to be with them.
         report: Told what is worth a line.
         stop: Asked while the network is waited for.
+        may_adopt: The bytes may come from this machine, so that a manifest need not name any source.
     """
 
-    def __init__(self, layout: Layout, settings: Settings, report: Report, stop: StopSignal) -> None:
+    def __init__(
+        self, layout: Layout, settings: Settings, report: Report, stop: StopSignal, *, may_adopt: bool = False
+    ) -> None:
         self._settings = settings
         self._report = report
         self._stop = stop
+        self._may_adopt = may_adopt
         self._http = HttpClient(
             with_hub_token(
                 HttpSettings(
@@ -157,8 +161,8 @@ class Resolver:
         else:
             data, base = read_local_file(ref.location), Path(ref.location).expanduser().absolute().as_uri()
         manifest = self._with_sizes(parse_metalink(data, base))
-        sources = self._manifest_sources(manifest)
-        if not sources:
+        sources = self.manifest_sources(manifest)
+        if not sources and not self._may_adopt:
             raise UsageError(
                 "the manifest names no source that may be used",
                 detail=f"expected mirrors or torrents that --via {self._settings.via} allows, got none",
@@ -166,7 +170,7 @@ class Resolver:
             )
         name = manifest.info.name or Path(urlsplit(ref.location).path).name.removesuffix(".meta4")
         manifest = replace(manifest, info=replace(manifest.info, name=name))
-        scratch = self._torrents.state_directories
+        scratch = self.state_directories
         return Offer("manifest", f"manifest-{hashlib.sha256(data).hexdigest()[:32]}", manifest, sources, scratch)
 
     def _with_sizes(self, manifest: Manifest) -> Manifest:
@@ -195,7 +199,12 @@ class Resolver:
             hint="ask the publisher for a manifest with sizes",
         )
 
-    def _manifest_sources(self, manifest: Manifest) -> tuple[Callable[[], Source], ...]:
+    def state_directories(self) -> Sequence[Path]:
+        """Return where the torrents that were opened keep their own state."""
+        return self._torrents.state_directories()
+
+    def manifest_sources(self, manifest: Manifest) -> tuple[Callable[[], Source], ...]:
+        """Return the mirrors and torrents that a manifest names, as far as the settings allow them."""
         sources: list[Callable[[], Source]] = []
         if self._settings.via != "torrent":
             if _all_have(manifest, "file"):

@@ -120,7 +120,7 @@ def test_verify_names_the_damaged_range(program, manifest, pulled):
     assert (shown.code, shown.err) == (32, "")
     assert shown.out == (
         f"{key(manifest)}: weights.bin: 1 of 5 pieces differ, the first at bytes [65536, 131072)\n"
-        "1 file is wrong; get anew what a cache holds with: mistral-fetch pull REF --refresh\n"
+        "1 file is wrong; what a cache holds is repaired with: mistral-fetch repair REF\n"
     )
 
 

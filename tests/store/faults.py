@@ -4,7 +4,9 @@
 of 2, and so on) and prints one JSON line for each: what the cut process said, what was wrong with the cache right
 after it, and what the next pull made of it.
 Modes: ``kill`` (the process is gone), ``power`` (what was not synced is lost too, and the host was restarted),
-or the name of an errno (the call fails). The processes are forked, one for the cut and one for what follows.
+or the name of an errno (the call fails). Pins: ``pinned`` (digests and pieces are known), ``unpinned`` (neither is),
+``linked`` and ``copied`` (the weights are adopted from a directory), ``damaged`` (the cache has a blob with one wrong
+piece). The processes are forked, one for the cut and one for what follows.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.snapshots import find_snapshot, list_refs
 from mistral_fetch.transfer.execute import execute_offer
 from mistral_fetch.transfer.offer import Offer
+from mistral_fetch.transfer.shelves import DirectoryShelf
 
 PIECE = 64 * 1024
 FILES = {"weights/w.bin": random.Random(5).randbytes(3 * PIECE + 99), "config.json": b"{}", "empty.txt": b""}
@@ -46,12 +49,14 @@ CHANGES = (
     "rmdir",
     "unlink",
     "chmod",
+    "link",
     "symlink",
     "ftruncate",
     "write",
     "pwrite",
 )
 CUT = 77
+DAMAGED = FILES["weights/w.bin"][:PIECE] + b"?" + FILES["weights/w.bin"][PIECE + 1 :]
 
 
 class Disk:
@@ -111,7 +116,8 @@ RENAME = os.rename
 
 
 def offer(pins: str) -> Offer:
-    manifest = PUBLISHER.manifest(piece_length=PIECE if pins == "pinned" else None, has_sha256=pins == "pinned")
+    is_pinned = pins != "unpinned"
+    manifest = PUBLISHER.manifest(piece_length=PIECE if is_pinned else None, has_sha256=is_pinned)
     return Offer("manifest", "btih-0123", manifest, (lambda: MemorySource(FILES),))
 
 
@@ -126,8 +132,23 @@ def pull(home: Path, pins: str) -> Path:
         disk_reserve_bytes=0,
         report=ignore_events,
         stop=StopSignal(),
+        shelves=[DirectoryShelf(home.parent / "usb", ignore_events)],
     )
     return acquired.directory
+
+
+def set_up(home: Path, pins: str) -> None:
+    """Put in place what is there before the pull: a directory to adopt from, or a damaged blob."""
+    home.mkdir(parents=True)
+    if pins in {"linked", "copied"}:
+        theirs = home.parent / "usb/w.bin"
+        theirs.parent.mkdir(exist_ok=True)
+        theirs.write_bytes(FILES["weights/w.bin"])
+        theirs.chmod(0o644 if pins == "linked" else 0o666)
+    elif pins == "damaged":
+        blob = Layout(home).blob(hashlib.sha256(FILES["weights/w.bin"]).hexdigest())
+        blob.parent.mkdir(parents=True)
+        blob.write_bytes(DAMAGED)
 
 
 def cut_short(home: Path, pins: str, mode: str, step: int) -> str:
@@ -153,7 +174,9 @@ def problems(home: Path, truth: Manifest) -> list[str]:
     """Return what breaks the one rule: what has a name is right."""
     found = []
     for blob in home.glob("blobs/sha256/*/*"):
-        if hashlib.sha256(blob.read_bytes()).hexdigest() != blob.name:
+        content = blob.read_bytes()
+        # One that was damaged before we came loses its name when it is met, which may be later than the cut.
+        if hashlib.sha256(content).hexdigest() != blob.name and content != DAMAGED:
             found.append(f"the blob {blob.name[:8]} is wrong")
     layout = Layout(home)
     for directory in home.glob("snapshots/*"):
@@ -203,7 +226,7 @@ def main(mode: str, pins: str, folder: Path, stride: int) -> None:
     partials.BATCH_BYTES = 2 * PIECE
     for step in range(1, 1000, stride):
         home = folder / f"{mode}-{pins}-{step}"
-        home.mkdir(parents=True)
+        set_up(home, pins)
         first = in_child(lambda: cut_short(home, pins, mode, step))  # noqa: B023 - called at once
         wrong = problems(home, PUBLISHER.manifest())
         second = in_child(lambda: try_again(home, pins, mode))  # noqa: B023

@@ -59,6 +59,17 @@ def test_a_power_cut_at_any_change_leaves_nothing_wrong(folder: Path, pins: str)
     assert_nothing_wrong_and_the_next_pull_ends_exact(outcomes)
 
 
+@pytest.mark.parametrize("pins", ["linked", "copied", "damaged"])
+@pytest.mark.parametrize("mode", ["kill", "power"])
+def test_a_cut_while_bytes_of_this_machine_are_taken_up_leaves_nothing_wrong(
+    folder: Path, mode: str, pins: str
+) -> None:
+    outcomes = strike(mode, pins, folder, stride=2)
+    assert {outcome["first"] for outcome in outcomes} == {"cut", "not reached"}
+    assert len(outcomes) > 20
+    assert_nothing_wrong_and_the_next_pull_ends_exact(outcomes)
+
+
 @pytest.mark.parametrize(
     "mode, kind", [("ENOSPC", "out-of-space 9"), ("EROFS", "store-not-writable 9"), ("EIO", "store-error 9")]
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.sources.retry import Backoff
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.snapshots import find_snapshot, list_refs
-from mistral_fetch.transfer.pull import PullResult, pull
+from mistral_fetch.transfer.channels import PullResult
+from mistral_fetch.transfer.pull import pull
 
 
 @dataclass
@@ -33,7 +34,9 @@ class Puller:
     events: list[Event] = field(default_factory=list)
     stop: StopSignal = field(default_factory=StopSignal)
 
-    def __call__(self, ref: str, *, refresh: bool = False, **settings: Any) -> PullResult:
+    def __call__(
+        self, ref: str, *, refresh: bool = False, adopt_from: Sequence[Path] = (), **settings: Any
+    ) -> PullResult:
         """Pull, with patience for a test only."""
         patience: dict[str, Any] = {
             "connect_timeout": 2.0,
@@ -45,7 +48,7 @@ class Puller:
             "disk_reserve": 0,
         }
         chosen = Settings(home=self.home, **(patience | settings))
-        return pull(parse_ref(ref), chosen, self.events.append, self.stop, refresh=refresh)
+        return pull(parse_ref(ref), chosen, self.events.append, self.stop, refresh=refresh, adopt_from=adopt_from)
 
     def of_kind(self, kind: type[Any]) -> list[Any]:
         """Return the events of one kind."""

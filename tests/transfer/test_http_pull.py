@@ -20,7 +20,7 @@ from mistral_fetch.simulators.mirror import Fault, MirrorSimulator
 from mistral_fetch.simulators.publisher import SMALL_PIECE_LENGTH, PublisherSimulator
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.partials import Partial
-from mistral_fetch.transfer.pull import PullResult
+from mistral_fetch.transfer.channels import PullResult
 from mistral_fetch.units import MIB
 from tests.transfer.conftest import Puller
 
