@@ -13,9 +13,12 @@ from mistral_fetch.sources.base import Target
 
 
 def mirror_urls(entry: FileEntry, schemes: Collection[str]) -> list[str]:
-    """Return the addresses of these schemes, the lowest priority number first, each once."""
+    """Return the addresses of these schemes, the lowest priority number first, each once.
+
+    An archive that holds the file among others is no address of the file.
+    """
     ordered = sorted(entry.mirrors, key=lambda mirror: mirror.priority)  # stable: ties stay in file order
-    return list(dict.fromkeys(mirror.url for mirror in ordered if scheme_of(mirror.url) in schemes))
+    return list(dict.fromkeys(m.url for m in ordered if scheme_of(m.url) in schemes and not m.member))
 
 
 def scheme_of(url: str) -> str:

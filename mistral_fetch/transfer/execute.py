@@ -36,8 +36,7 @@ from mistral_fetch.events import (
 )
 from mistral_fetch.manifest import FileEntry
 from mistral_fetch.sources.base import Source, StopSignal, Target
-from mistral_fetch.sources.failover import mirror_urls
-from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
+from mistral_fetch.sources.urls import host_of
 from mistral_fetch.store.blobs import adopt_blob, commit_partial, find_blob
 from mistral_fetch.store.durable import disk_errors
 from mistral_fetch.store.gc import list_empty_partials
@@ -289,9 +288,10 @@ def _without_liar(entry: FileEntry, senders: Sequence[str]) -> FileEntry | None:
 
     Several mirrors may have had a part in it. Then the first one asked is dropped, and the next round tells more.
     """
-    hosts = {url: _host(url) for url in mirror_urls(entry, HTTP_SCHEMES)}
+    ordered = sorted(entry.mirrors, key=lambda mirror: mirror.priority)
+    hosts = {mirror.url: _host(mirror.url) for mirror in ordered}
     liar = next((host for host in hosts.values() if host in senders), None)
-    left = tuple(mirror for mirror in entry.mirrors if hosts.get(mirror.url) not in {None, liar})
+    left = tuple(mirror for mirror in entry.mirrors if hosts[mirror.url] not in {None, liar})
     return replace(entry, mirrors=left) if liar and left else None
 
 
