@@ -15,7 +15,7 @@ from mistral_fetch.errors import ContentChanged, MirrorError, NotAModelFile, Ran
 from mistral_fetch.manifest import MAX_FILE_SIZE
 from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.sources.http_answer import strong_validator
-from mistral_fetch.sources.http_client import Answer, HttpClient, status_error
+from mistral_fetch.sources.http_client import Answer, HttpClient, breaking_off, status_error
 from mistral_fetch.sources.mirror_errors import broken, too_slow
 from mistral_fetch.sources.retry import retrying
 from mistral_fetch.sources.urls import redact
@@ -80,7 +80,8 @@ class RangedFile:
     def _ask(self, wanted: Span) -> bytes:
         def ask() -> bytes:
             deadline = time.monotonic() + self._client.settings.metadata_timeout_seconds
-            with self._client.stream(self._url, {"Range": f"bytes={wanted.start}-{wanted.end - 1}"}) as answer:
+            headers = {"Range": f"bytes={wanted.start}-{wanted.end - 1}"}
+            with breaking_off(self._client, self._stop), self._client.stream(self._url, headers) as answer:
                 return self._body(answer, self._accept(answer, wanted), deadline)
 
         return retrying(ask, self._client.settings.retry, self._stop)

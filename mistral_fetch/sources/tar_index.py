@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from mistral_fetch.errors import ManifestError, NotAModelFile
 from mistral_fetch.sources.base import StopSignal
-from mistral_fetch.sources.http_client import HttpClient, breaking_off
+from mistral_fetch.sources.http_client import HttpClient
 from mistral_fetch.sources.ranged import RangedFile
 from mistral_fetch.sources.tar_walk import Member, Window, walk_tar
 from mistral_fetch.sources.urls import redact
@@ -99,12 +99,9 @@ class TarIndex:
                 raise archive.refusal
             if archive.members is None:
                 try:
-                    archive.members = self._walk(archive.file)
+                    found = walk_tar(archive.file.read, archive.file.size())
+                    archive.members = {member.path: member for member in found}
                 except ManifestError as error:
                     archive.refusal = type(error)(f"{redact(url)}: {error.what}", detail=error.detail, hint=error.hint)
                     raise archive.refusal from error
             return archive.members
-
-    def _walk(self, file: RangedFile) -> dict[str, Member]:
-        with breaking_off(self._client, self._stop):
-            return {member.path: member for member in walk_tar(file.read, file.size())}
