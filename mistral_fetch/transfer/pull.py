@@ -113,8 +113,9 @@ def _try_candidates(
     """Take the first channel that delivers. Once bytes have come by one, the others are not begun."""
     from mistral_fetch.transfer.execute import execute_offer
 
+    allowed = _allowed(candidates)
     causes: list[MistralFetchError] = []
-    for candidate in candidates:
+    for candidate in allowed:
         watch = _Watch(report)
         try:
             acquired = execute_offer(
@@ -134,7 +135,7 @@ def _try_candidates(
             if watch.has_begun:
                 # Another channel means other files, from their first byte; going on later costs less.
                 break
-            if candidate is not candidates[-1]:
+            if candidate is not allowed[-1]:
                 report(Notice(f"{candidate.channel}: {error.what}; trying the next channel"))
             continue
         return PullResult(
@@ -146,6 +147,8 @@ def _try_candidates(
             was_complete=False,
             received_bytes=acquired.received_bytes,
         )
+    else:  # every channel was tried in vain, so one more may be worth a weaker proof
+        _tell_excluded(candidates, report)
     if len(causes) == 1:
         raise causes[0]
     raise AllSourcesFailed(
@@ -153,6 +156,24 @@ def _try_candidates(
         causes,
         hint="run the same command again later; --via chooses a channel; mistral-fetch doctor explains this machine",
     )
+
+
+def _allowed(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Return the candidates that the settings do not exclude.
+
+    Raises:
+        AssuranceTooLow: They exclude all of them.
+    """
+    reasons = [candidate.excluded for candidate in candidates if candidate.excluded is not None]
+    if reasons and len(reasons) == len(candidates):
+        raise reasons[0]
+    return [candidate for candidate in candidates if candidate.excluded is None]
+
+
+def _tell_excluded(candidates: Sequence[Candidate], report: Report) -> None:
+    for candidate in candidates:
+        if candidate.excluded is not None:
+            report(Notice(f"{candidate.channel}: {candidate.excluded.what}; {candidate.excluded.hint}"))
 
 
 class _Watch:
