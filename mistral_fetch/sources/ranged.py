@@ -62,6 +62,15 @@ class RangedFile:
             assert self._version is not None, "an accepted answer tells the version"
             return self._version.size
 
+    def validator(self) -> str:
+        """Return what the server calls the version that is read (a strong ETag or a date), or ''.
+
+        Raises:
+            RangeRefused, NotAModelFile, MirrorError, AccessError, OfflineRefused, Interrupted: See :meth:`read`.
+        """
+        self.size()
+        return self._version.validator if self._version else ""
+
     def read(self, offset: int, length: int) -> bytes:
         """Return ``length`` bytes from ``offset``, fewer only at the file's end.
 

@@ -79,6 +79,16 @@ class TarIndex:
         """
         return self._archive(url).file.size()
 
+    def validator(self, url: str) -> str:
+        """Return what the server called the version whose headers were read (a strong ETag or a date), or ''.
+
+        Whoever asks for a file's bytes should get them from the same version.
+
+        Raises:
+            MirrorError, AccessError, OfflineRefused, Interrupted: See :meth:`members`.
+        """
+        return self._archive(url).file.validator()
+
     def window(self, url: str) -> Window:
         """Return a reader for what lies between the files: headers, padding and the end mark.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import random
 import tarfile
@@ -133,6 +134,7 @@ def test_a_file_in_a_remote_archive_is_found_by_ranges(archive: MirrorSimulator,
     found = index.locate(url, "model/params.json")
     assert data[found.offset : found.end] == FILES["model/params.json"]
     assert index.whole_size(url) == len(data)
+    assert index.validator(url) == f'"{hashlib.sha256(data).hexdigest()[:32]}"'
     assert [member.path for member in index.members(url)] == list(FILES)
     assert all(request.range for request in archive.requests())
     assert archive.bytes_sent() < 4 * WINDOW_BYTES
