@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from tarfile import TarInfo
 
-from mistral_fetch.manifest import MAX_FILES, validate_path, validate_paths
+from mistral_fetch.manifest import MAX_FILES, validate_paths
 from mistral_fetch.sources.tar_headers import (
     BLOCK_BYTES,
     DIRECTORY,
@@ -155,7 +155,6 @@ class _Walk:
         if kind not in REGULAR:
             raise refused_kind(kind, path)
         path = path.removeprefix("./")  # what `tar c .` writes
-        validate_path(path)
         left = self._window.whole_size - self._offset
         if not 0 <= size <= left:
             raise damaged(f"expected 0 to {left} bytes of {path[:120]!r}, got {size}")

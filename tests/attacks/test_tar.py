@@ -142,7 +142,7 @@ HOSTILE: Mapping[str, tuple[bytes, type[ManifestError]]] = {
     # Extended headers.
     "an extended header of a gigabyte": (header("x", 1 << 30, b"x") + END, MalformedManifest),
     "an extended header just too large": (
-        entry("x", b"0" * (MAX_EXTENSION_BYTES + 1), b"x") + entry() + END,
+        pax(("comment", b"x" * MAX_EXTENSION_BYTES)) + entry() + END,
         MalformedManifest,
     ),
     "an extended header of negative size": (header("x", kind=b"x", size_field=base256(-512)) + END, MalformedManifest),
@@ -191,6 +191,14 @@ def test_a_hostile_tar_is_refused(name: str) -> None:
     assert caught.value.exit_code == 20
     assert all(0 < len(line) < 600 and line.isprintable() for line in caught.value.lines())
     assert served.read_bytes <= 2 * len(data)
+
+
+@pytest.mark.parametrize("size", [-1, -512, -1024, -(1 << 63)])
+def test_a_negative_size_is_refused_at_its_header(size: int) -> None:
+    data = GOOD + header("a", size_field=base256(size)) + END
+    with pytest.raises(MalformedManifest) as caught:
+        walk_tar(Served(data).read, len(data))
+    assert caught.value.detail.endswith(f"bytes of 'a', got {size}")
 
 
 def test_a_gigabyte_behind_the_end_is_refused_without_reading_it() -> None:

@@ -28,6 +28,7 @@ from mistral_fetch.simulators.mirror import Fault, MirrorSimulator
 from mistral_fetch.sources import archive as archive_module
 from mistral_fetch.sources.archive import ArchiveSource
 from mistral_fetch.sources.base import StopSignal, Target
+from mistral_fetch.sources.failover import mirror_urls
 from mistral_fetch.sources.http_client import HttpClient
 from mistral_fetch.sources.memory import MemorySource
 from mistral_fetch.sources.tar_index import TarIndex
@@ -210,6 +211,21 @@ def test_a_proof_of_another_digest_is_no_proof(work: Workplace) -> None:
     with pytest.raises(DigestMismatch):
         work.fetch()
     work.assert_nothing_kept()
+
+
+def test_a_proof_counts_only_while_no_piece_is_missing(work: Workplace) -> None:
+    work.fetch()
+    (target,) = work.targets("tokenizer.model")
+    with target.partial.data_path.open("r+b") as file:
+        file.write(b"\0" * 100)
+    assert target.partial.recheck()
+    work.fetch()
+    work.assert_complete()
+
+
+def test_an_archive_is_no_address_of_a_file_in_it() -> None:
+    mirrors = (MirrorUrl("https://a.example/m.tar", 1, "m/f"), MirrorUrl("https://a.example/f", 2))
+    assert mirror_urls(FileEntry("f", 1, mirrors=mirrors), {"https"}) == ["https://a.example/f"]
 
 
 def test_a_proof_does_not_outlive_its_bytes(work: Workplace) -> None:
