@@ -41,10 +41,14 @@ class PieceHashes:
 
 @dataclass(frozen=True)
 class MirrorUrl:
-    """One address of a file; a lower priority is tried first (RFC 5854, 4.2.16)."""
+    """One address of a file; a lower priority is tried first (RFC 5854, 4.2.16).
+
+    ``member`` is the path of the file inside the uncompressed tar at ``url``; empty when ``url`` is the file itself.
+    """
 
     url: str
     priority: int = 100
+    member: str = ""
 
 
 @dataclass(frozen=True)
@@ -183,6 +187,9 @@ def _validate_entry(entry: FileEntry) -> None:
             detail=f"expected one digest per algorithm, got {', '.join(map(str, entry.digests))}",
             hint="ask the publisher for a correct manifest",
         )
+    for mirror in entry.mirrors:
+        if mirror.member:
+            validate_path(mirror.member)  # never joined to a directory, but compared and printed
     if entry.pieces is None:
         return
     if entry.size is None or entry.pieces.length <= 0:

@@ -78,7 +78,13 @@ def _file_element(entry: FileEntry) -> Iterator[str]:
         else:
             yield f'    <metaurl mediatype="torrent" name="{path}">{url}</metaurl>'
     for mirror in entry.mirrors:
-        yield f'    <url priority="{mirror.priority}">{mirror.url.translate(_TEXT)}</url>'
+        url = mirror.url.translate(_TEXT)
+        if mirror.member:
+            # Never a plain url: other Metalink programs would take the whole archive for the file.
+            name = mirror.member.translate(_ATTRIBUTE)
+            yield f'    <m:member name="{name}" priority="{mirror.priority}">{url}</m:member>'
+        else:
+            yield f'    <url priority="{mirror.priority}">{url}</url>'
     yield "  </file>"
 
 
@@ -219,20 +225,22 @@ class _Reader:
         elif name == "pieces/hash" and self._in_sha256_pieces and file.pieces is not None:
             file.pieces.append(Digest("sha256", text.lower()).value)
         elif name == "url":
-            self._add_mirror(file, text)
+            self._add_mirror(file, text, "")
+        elif name == "m:member":
+            self._add_mirror(file, text, self._attributes.get("name") or file.path)
         elif name == "m:torrent" or (name == "metaurl" and self._attributes.get("mediatype") == "torrent"):
             address = _resolve(text, self._base_url)
             if address and len(file.torrents) < MAX_MIRRORS:
                 path = self._attributes.get("name", file.path)
                 file.torrents.append(TorrentLink(address, path, needs_v2=name == "m:torrent"))
 
-    def _add_mirror(self, file: _FileDraft, text: str) -> None:
+    def _add_mirror(self, file: _FileDraft, text: str, member: str) -> None:
         address = _resolve(text, self._base_url)
         if address is None or len(file.mirrors) >= MAX_MIRRORS:
             return
         priority = self._attributes.get("priority", "999999")
-        if all(known.url != address for known in file.mirrors):
-            file.mirrors.append(MirrorUrl(address, _parse_count(priority, "a priority")))
+        if all((known.url, known.member) != (address, member) for known in file.mirrors):
+            file.mirrors.append(MirrorUrl(address, _parse_count(priority, "a priority"), member))
 
 
 def _info_attributes(attributes: dict[str, str]) -> dict[str, str]:

@@ -40,6 +40,7 @@ ALLOWED = (
     Allowed("sources.*", "store.partials", "a source fills the partial it is handed"),
     Allowed("sources.swarm", "bittorrent.*", "the one source that is a swarm"),
     Allowed("sources.swarm", "store.durable", "it keeps a magnet's metadata beside the partials"),
+    Allowed("sources.archive", "store.durable", "it notes beside the partials which archive was proved"),
     Allowed("bittorrent.*", "store.durable", "fsync and rename are written once"),
     Allowed("transfer.*", "sources.*"),
     Allowed("transfer.*", "store.*"),

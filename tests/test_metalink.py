@@ -28,12 +28,13 @@ def entries(draw: st.DrawFn, path: str) -> FileEntry:
     count = -(-size // length)
     pieces = PieceHashes(length, tuple(draw(st.lists(hex64, min_size=count, max_size=count))))
     urls = draw(st.lists(st.sampled_from(["https://a.example/x?a=1&b=<2>", "http://b.example/é"]), unique=True))
+    members = draw(st.lists(st.just("") | paths, min_size=len(urls), max_size=len(urls)))
     return FileEntry(
         path,
         size,
         draw(st.sampled_from([(), (Digest("sha256", SHA256),), (Digest("sha256", SHA256), Digest("md5", "0" * 32))])),
         pieces if size and draw(st.booleans()) else None,
-        tuple(MirrorUrl(url, priority) for priority, url in enumerate(urls, start=1)),
+        tuple(MirrorUrl(url, at, member) for at, (url, member) in enumerate(zip(urls, members, strict=True), start=1)),
         draw(st.sampled_from([(), (TorrentLink("https://a.example/m.torrent", path),)])),
     )
 
@@ -330,3 +331,44 @@ def test_reading_stops_at_one_file_too_many() -> None:
     with pytest.raises(MalformedManifest) as caught:
         parse_metalink(document("<file name='a'/>" * (MAX_FILES + 1)))
     assert caught.value.detail == f"expected at most {MAX_FILES} files, got more"
+
+
+def mirrors_of(inner: str, base: str = "") -> tuple[MirrorUrl, ...]:
+    return parse_metalink(document(file(inner)), base).files[0].mirrors
+
+
+def member(inner: str, attributes: str = "name='m/f'") -> str:
+    return f"<m:member xmlns:m='{metalink.OUR_NAMESPACE}' {attributes}>{inner}</m:member>"
+
+
+def test_a_file_in_an_archive_is_written_where_other_programs_skip_it() -> None:
+    mirrors = (MirrorUrl("https://a.example/m.tar", 3, 'm/"f"'), MirrorUrl("https://a.example/f", 4))
+    data = serialise_metalink(Manifest((FileEntry("f", 1, mirrors=mirrors),)))
+    assert b'<m:member name="m/&quot;f&quot;" priority="3">https://a.example/m.tar</m:member>' in data
+    (element,) = ElementTree.fromstring(data).iter(f"{{{METALINK_NAMESPACE}}}url")
+    assert element.text == "https://a.example/f"
+    assert parse_metalink(data).files[0].mirrors == mirrors
+
+
+@pytest.mark.parametrize("attributes", ["", "name=''"])
+def test_a_member_without_a_name_has_the_file_s_own(attributes: str) -> None:
+    assert mirrors_of(member("https://a.example/m.tar", attributes)) == (
+        MirrorUrl("https://a.example/m.tar", 999999, "f"),
+    )
+
+
+def test_an_archive_is_resolved_capped_and_kept_once_like_any_mirror() -> None:
+    base = "https://a.example/m/x.meta4"
+    assert mirrors_of(member("../m.tar", "name='x/f' priority='7'"), base) == (
+        MirrorUrl("https://a.example/m.tar", 7, "x/f"),
+    )
+    assert mirrors_of(member("ftp://a.example/m.tar") + member("file:///etc/x.tar"), base) == ()
+    assert len(mirrors_of(member("m.tar") * 3 + "<url>m.tar</url>", base)) == 2
+    many = "".join(member(f"https://a.example/{n}.tar") for n in range(500))
+    assert len(mirrors_of(many)) == metalink.MAX_MIRRORS
+
+
+@pytest.mark.parametrize("name", ["../f", "/etc/passwd", "a&#10;b", "a\\b"])
+def test_an_unsafe_name_in_an_archive_is_refused(name: str) -> None:
+    with pytest.raises(UnsafePath):
+        mirrors_of(member("https://a.example/m.tar", f"name='{name}'"))

@@ -21,8 +21,11 @@ def mirrors_of(entry: FileEntry, schemes: Collection[str]) -> list[MirrorUrl]:
 
 
 def mirror_urls(entry: FileEntry, schemes: Collection[str]) -> list[str]:
-    """Return the addresses of these schemes, the lowest priority number first, each once."""
-    return [mirror.url for mirror in mirrors_of(entry, schemes)]
+    """Return the addresses of these schemes, the lowest priority number first, each once.
+
+    An archive that holds the file among others is no address of the file.
+    """
+    return [mirror.url for mirror in mirrors_of(entry, schemes) if not mirror.member]
 
 
 def scheme_of(url: str) -> str:

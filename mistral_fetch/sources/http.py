@@ -21,6 +21,7 @@ from mistral_fetch.sources.http_transfer import MirrorTransfer
 from mistral_fetch.sources.limit import RateLimit
 from mistral_fetch.sources.mirror_state import Growth, MirrorState
 from mistral_fetch.sources.retry import Backoff, RetryPolicy
+from mistral_fetch.sources.tar_index import TarIndex
 from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of, origin_of
 
 MOST_CONNECTIONS = 16
@@ -45,6 +46,7 @@ class HttpSource:
         retry: How patient to be with one mirror.
         label: The name to go by.
         politeness: How much may be asked of the network at once.
+        archives: Where files lie inside archives, as far as that was found out.
     """
 
     assurance = Assurance.SIZE
@@ -55,8 +57,10 @@ class HttpSource:
         retry: RetryPolicy | None = None,
         label: str = "http",
         politeness: Politeness | None = None,
+        archives: TarIndex | None = None,
     ) -> None:
         self.label = label
+        self._archives = archives or TarIndex(client)
         self._client = client
         self._retry = retry or RetryPolicy()
         self._politeness = politeness or Politeness()
@@ -96,12 +100,21 @@ class HttpSource:
 
     def _fetch_missing(self, targets: Sequence[Target], report: Report, stop: StopSignal) -> None:
         jobs = [self._job(target) for target in targets]
-        parallel = [job for job in jobs if is_pinned(job.target) and job.addresses]
+        parallel = [job for job in jobs if may_be_split(job) and job.addresses]
         if parallel:
             settings = self._politeness
-            ParallelFetch(self._client, parallel, self._liars, settings.connections, settings.limit, report, stop).run()
+            ParallelFetch(
+                self._client,
+                self._archives,
+                parallel,
+                self._liars,
+                settings.connections,
+                settings.limit,
+                report,
+                stop,
+            ).run()
         for job in jobs:
-            mirrors = job.whole_only if job in parallel else list(job.addresses)
+            mirrors = job.whole_only if job in parallel else [m for m, at in job.addresses.items() if not at.member]
             if job.target.partial.missing_pieces():
                 self._fetch_in_order(job, mirrors, report, stop)
 
@@ -159,6 +172,11 @@ class HttpSource:
         return None
 
 
-def is_pinned(target: Target) -> bool:
-    """Return whether wrong bytes cannot stay unnoticed, so that several connections may fill one file."""
-    return bool(target.entry.digests) or target.partial.known_pieces is not None
+def may_be_split(job: FileJob) -> bool:
+    """Return whether several connections may fill one file: wrong bytes cannot stay unnoticed.
+
+    A file within one archive may, too: each answer is held to the version whose headers were read.
+    """
+    archives = {address.url for address in job.addresses.values() if address.member}
+    is_in_one_archive = len(archives) == 1 and all(address.member for address in job.addresses.values())
+    return bool(job.target.entry.digests) or job.target.partial.known_pieces is not None or is_in_one_archive

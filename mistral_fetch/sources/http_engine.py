@@ -28,6 +28,7 @@ from mistral_fetch.sources.http_range import RangeRequest
 from mistral_fetch.sources.limit import RateLimit
 from mistral_fetch.sources.mirror_state import MirrorState
 from mistral_fetch.sources.schedule import Run, Schedule
+from mistral_fetch.sources.tar_index import TarIndex
 from mistral_fetch.sources.urls import redact
 from mistral_fetch.store.partials import BATCH_BYTES
 from mistral_fetch.units import MIB
@@ -60,6 +61,7 @@ class ParallelFetch:
 
     Args:
         client: The door to the web.
+        archives: Where files lie inside archives.
         jobs: The files.
         liars: Who lied so far, by origin, and how; added to.
         connections: The most connections at a time.
@@ -71,6 +73,7 @@ class ParallelFetch:
     def __init__(
         self,
         client: HttpClient,
+        archives: TarIndex,
         jobs: Sequence[FileJob],
         liars: dict[str, MistralFetchError],
         connections: int,
@@ -79,7 +82,7 @@ class ParallelFetch:
         stop: StopSignal,
     ) -> None:
         self._client, self._jobs, self._limit, self._stop = client, jobs, limit, stop
-        self._liars = liars
+        self._archives, self._liars = archives, liars
         self._report_lock = threading.Lock()
         self._raw_report = report
         longest = max(job.target.partial.grid.piece_length for job in jobs)
@@ -210,7 +213,7 @@ class ParallelFetch:
     def _fetch(self, run: Run, buffer: memoryview) -> None:
         """Fetch one run, asking again as long as that makes sense."""
         mirror, job = _mirror_of(run), self._jobs[run.job]
-        request = RangeRequest(self._client, job.target, job.addresses[mirror], mirror, run, buffer)
+        request = RangeRequest(self._client, self._archives, job.target, job.addresses[mirror], mirror, run, buffer)
         with self._state:
             self._open[run] = request
         try:
@@ -337,7 +340,7 @@ class ParallelFetch:
             return
         self._schedule.exclude(number, mirror)
         job.causes[mirror] = error
-        if isinstance(error, RangeRefused) and error.sends_all:
+        if isinstance(error, RangeRefused) and error.sends_all and not job.addresses[mirror].member:
             job.whole_only.append(mirror)
         if (
             not self._schedule.jobs[number].mirrors

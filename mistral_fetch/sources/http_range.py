@@ -6,10 +6,10 @@ A piece cut off by a broken connection keeps what came: the next answer continue
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from mistral_fetch.errors import MirrorUnreachable, RangeRefused
+from mistral_fetch.errors import MirrorUnreachable, RangeRefused, SizeMismatch
 from mistral_fetch.events import Event, SourceConnected
 from mistral_fetch.manifest import MirrorUrl
 from mistral_fetch.sources.base import Target
@@ -18,6 +18,7 @@ from mistral_fetch.sources.http_client import Answer, HttpClient, status_error
 from mistral_fetch.sources.meter import PROGRESS_BYTES, ReceivedMeter
 from mistral_fetch.sources.mirror_state import MirrorState
 from mistral_fetch.sources.schedule import Run
+from mistral_fetch.sources.tar_index import TarIndex
 from mistral_fetch.sources.urls import redact
 from mistral_fetch.spans import Span
 
@@ -44,6 +45,7 @@ class RangeRequest:
 
     Args:
         client: The door to the web.
+        archives: Where files lie inside archives.
         target: The file.
         address: Where the mirror has it.
         mirror: Who is asked.
@@ -54,6 +56,7 @@ class RangeRequest:
     def __init__(
         self,
         client: HttpClient,
+        archives: TarIndex,
         target: Target,
         address: MirrorUrl,
         mirror: MirrorState,
@@ -61,6 +64,7 @@ class RangeRequest:
         buffer: memoryview,
     ) -> None:
         self._client, self._target, self._address, self._mirror, self._run = client, target, address, mirror, run
+        self._archives = archives
         self._shown = redact(address.url)
         self._buffer = buffer
         self._answer: Answer | None = None
@@ -95,7 +99,7 @@ class RangeRequest:
             StoreError: The disk refused.
         """
         wanted = self._wanted()
-        headers = {} if wanted.is_whole else {"Range": wanted.range_header()}
+        headers = {} if wanted.is_whole else {"Range": wanted.range_header(), **self._condition()}
         meter = ReceivedMeter(self._mirror.host, self._target.entry.path, fetcher.report)
         try:
             with self._client.stream(self._address.url, headers) as answer:
@@ -112,7 +116,24 @@ class RangeRequest:
     def _wanted(self) -> Wanted:
         grid = self._target.partial.grid
         span = Span(grid.span(self._run.next).start + self.filled, grid.span(self._run.end - 1).end)
-        return Wanted(self._target.entry.path, grid.size, span, is_pinned=True)
+        path, url, member = self._target.entry.path, self._address.url, self._address.member
+        if not member:
+            return Wanted(path, grid.size, span, is_pinned=True)
+        found = self._archives.locate(url, member)
+        whole_size = self._archives.whole_size(url)
+        wanted = Wanted(path, grid.size, span, is_pinned=False, archive_offset=found.offset, archive_size=whole_size)
+        if found.size != grid.size:
+            raise SizeMismatch(
+                f"{self._shown} has another {member}",
+                detail=f"expected {grid.size} bytes, got {found.size}",
+                hint="use another mirror; the manifest says what is right",
+            )
+        return wanted
+
+    def _condition(self) -> Mapping[str, str]:
+        """Hold a file of an archive to the version whose headers were read (RFC 9110, 13.1.5)."""
+        validator = self._archives.validator(self._address.url) if self._address.member else ""
+        return {"If-Range": validator} if validator else {}
 
     def _check(self, wanted: Wanted, answer: Answer) -> Span:
         if answer.status not in {200, 206, 416} or (answer.status != 200 and wanted.is_whole):

@@ -59,8 +59,9 @@ def try_candidates(job: Job, candidates: Sequence[Candidate], *, same_files: boo
     Raises:
         MistralFetchError: No channel delivered; see ``docs/exit-codes.md``.
     """
+    allowed = _allowed(candidates)
     causes: list[MistralFetchError] = []
-    for candidate in candidates:
+    for candidate in allowed:
         watch = _Watch(job.report)
         try:
             return _execute(job, candidate, watch.report)
@@ -71,9 +72,29 @@ def try_candidates(job: Job, candidates: Sequence[Candidate], *, same_files: boo
             if watch.has_begun and not same_files:
                 # Another channel means other files, from their first byte; going on later costs less.
                 break
-            if candidate is not candidates[-1]:
+            if candidate is not allowed[-1]:
                 job.report(Notice(f"{candidate.channel}: {error.what}; trying the next channel"))
+    else:  # every channel was tried in vain, so one more may be worth a weaker proof
+        _tell_excluded(candidates, job.report)
     raise causes[0] if len(causes) == 1 else no_channel(job.key, causes)
+
+
+def _allowed(candidates: Sequence[Candidate]) -> Sequence[Candidate]:
+    """Return the candidates that the settings do not exclude.
+
+    Raises:
+        AssuranceTooLow: They exclude all of them.
+    """
+    reasons = [candidate.excluded for candidate in candidates if candidate.excluded is not None]
+    if reasons and len(reasons) == len(candidates):
+        raise reasons[0]
+    return [candidate for candidate in candidates if candidate.excluded is None]
+
+
+def _tell_excluded(candidates: Sequence[Candidate], report: Report) -> None:
+    for candidate in candidates:
+        if candidate.excluded is not None:
+            report(Notice(f"{candidate.channel}: {candidate.excluded.what}; {candidate.excluded.hint}"))
 
 
 def no_channel(key: str, causes: Sequence[MistralFetchError]) -> AllSourcesFailed:

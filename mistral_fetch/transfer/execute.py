@@ -228,8 +228,8 @@ def _adopt(layout: Layout, offer: Offer, item: _Work, adopter: Adopter, ledger: 
 
 def _source_assurance(offer: Offer, entry: FileEntry) -> Assurance:
     """Return what a blob committed by an earlier run was at least proved by: no weaker source was let in."""
-    levels = {"btmh": Assurance.BTV2, "btih": Assurance.BTV1}
-    return levels.get(offer.identity[:4], entry.assurance)
+    levels = {"btmh": Assurance.BTV2, "btih": Assurance.BTV1, "archive-md5": Assurance.MD5}
+    return levels.get(offer.identity.rpartition("-")[0], entry.assurance)
 
 
 def _announce(layout: Layout, offer: Offer, work: Sequence[_Work], reserve_bytes: int, report: Report) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mistral_fetch.errors import AssuranceTooLow
 from mistral_fetch.manifest import FileEntry, Manifest
 from mistral_fetch.sources.base import Source
 
@@ -16,7 +17,8 @@ from mistral_fetch.sources.base import Source
 class Offer:
     """Files that are known by name and size, and how to get them.
 
-    ``identity`` names the content where the manifest's digests do not: an info-hash, or an address. ``sources``
+    ``identity`` names the content where the manifest's digests do not: an info-hash, an archive's digest, or an
+    address. ``sources``
     are opened one after the other, each only when the one before has failed. ``scratch`` returns the directories
     of the opened sources' own state, removed with the partials once the model is complete. ``papers`` is what
     ``PROVENANCE.json`` says already, where a snapshot is repaired: repairing proves nothing new.
@@ -32,10 +34,14 @@ class Offer:
 
 @dataclass(frozen=True)
 class Candidate:
-    """An offer that may still need the network to be known, such as a magnet link's metadata."""
+    """An offer that may still need the network to be known, such as a magnet link's metadata.
+
+    ``excluded`` is why the settings forbid to open it.
+    """
 
     channel: str
     open: Callable[[], Offer]
+    excluded: AssuranceTooLow | None = None
 
 
 def partial_key(offer: Offer, entry: FileEntry) -> str:
@@ -51,4 +57,4 @@ def partial_key(offer: Offer, entry: FileEntry) -> str:
 def names_content(offer: Offer, entry: FileEntry) -> bool:
     """Return whether a file's partial is named by what it holds, not by the address it comes from."""
     has_digest = any(entry.digest(algorithm) for algorithm in ("sha256", "gitsha1"))
-    return has_digest or offer.identity.startswith(("btih-", "btmh-"))
+    return has_digest or offer.identity.startswith(("btih-", "btmh-", "archive-md5-"))

@@ -9,22 +9,25 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
-from mistral_fetch.catalog_values import ArchiveChannel, Channel, HubChannel, TorrentChannel
+from mistral_fetch.catalog_values import Channel, HubChannel, TorrentChannel
 from mistral_fetch.config import Settings
 from mistral_fetch.digest import Digest
 from mistral_fetch.errors import AccessError, TransferError, UnknownModel, UnsupportedFormat, UsageError
 from mistral_fetch.events import Notice, Report
-from mistral_fetch.manifest import FileEntry, Manifest
+from mistral_fetch.manifest import FileEntry, Manifest, MirrorUrl
 from mistral_fetch.metalink import MAX_METALINK_BYTES, parse_metalink
 from mistral_fetch.ref import CatalogRef, HubRef, MagnetRef, ManifestRef, Ref, TorrentRef
 from mistral_fetch.sources.base import Source, StopSignal
+from mistral_fetch.sources.failover import mirror_urls, scheme_of
 from mistral_fetch.sources.http import HttpSource, Politeness
 from mistral_fetch.sources.http_client import HttpClient, HttpSettings
 from mistral_fetch.sources.hub import HubClient, hub_endpoint, hub_manifest, with_hub_token
 from mistral_fetch.sources.limit import RateLimit
 from mistral_fetch.sources.local import LocalSource
-from mistral_fetch.sources.urls import host_of
+from mistral_fetch.sources.tar_index import TarIndex
+from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
 from mistral_fetch.store.layout import Layout
+from mistral_fetch.transfer.archives import archive_candidate
 from mistral_fetch.transfer.local import read_local_file, settings_catalog
 from mistral_fetch.transfer.offer import Candidate, Offer
 from mistral_fetch.transfer.torrents import TorrentResolver
@@ -60,6 +63,7 @@ class Resolver:
             )
         )
         self._politeness = Politeness(settings.connections, RateLimit(settings.limit or None))
+        self._archives = TarIndex(self._http, stop)
         self._hub = HubClient(self._http, hub_endpoint(), stop=stop)
         self._torrents = TorrentResolver(layout, settings, self._http, report, stop)
 
@@ -107,16 +111,14 @@ class Resolver:
         if not channels:
             offered = ", ".join(channel.kind for channel in release.channels)
             self._refuse_via(self._settings.via, f"{release.ref} is offered by: {offered}")
-        # An archive is worth an attempt, and an explanation, only where there is nothing better.
-        better = [channel for channel in channels if not isinstance(channel, ArchiveChannel)]
-        return [Candidate(channel.kind, self._opener(channel)) for channel in better or channels]
+        return [self._candidate(channel) for channel in channels]
 
-    def _opener(self, channel: Channel) -> Callable[[], Offer]:
+    def _candidate(self, channel: Channel) -> Candidate:
         if isinstance(channel, HubChannel):
-            return lambda: self._catalog_hub_offer(channel)
+            return Candidate(channel.kind, lambda: self._catalog_hub_offer(channel))
         if isinstance(channel, TorrentChannel):
-            return lambda: self._torrents.from_channel(channel)
-        return lambda: _refuse_archive(channel)
+            return Candidate(channel.kind, lambda: self._torrents.from_channel(channel))
+        return archive_candidate(channel, self._archives, self._http_source, self._settings.min_assurance)
 
     def _hub_offer(self, ref: HubRef) -> Offer:
         manifest = hub_manifest(self._hub, ref.repo, ref.revision)
@@ -182,10 +184,12 @@ class Resolver:
     def _ask_size(self, entry: FileEntry) -> int:
         reasons = []
         for mirror in entry.mirrors:
-            if not mirror.url.startswith("http"):
+            if not _is_http(mirror):
                 continue
             self._stop.check()
             try:
+                if mirror.member:
+                    return self._archives.locate(mirror.url, mirror.member).size
                 answer = self._http.head(mirror.url, stop=self._stop)
             except (TransferError, AccessError) as error:
                 reasons.append(f"{error.what}: {error.detail}")
@@ -207,20 +211,20 @@ class Resolver:
         """Return the mirrors and torrents that a manifest names, as far as the settings allow them."""
         sources: list[Callable[[], Source]] = []
         if self._settings.via != "torrent":
-            if _all_have(manifest, "file"):
+            if all(mirror_urls(entry, {"file"}) for entry in manifest.files):
                 sources.append(LocalSource)
-            if _all_have(manifest, "http"):
+            if all(any(_is_http(mirror) for mirror in entry.mirrors) for entry in manifest.files):
                 sources.append(self._http_source)
         if self._settings.via != "http":
             sources.extend(self._torrents.sources_of(manifest))
         return tuple(sources)
 
     def _http_source(self) -> Source:
-        return HttpSource(self._http, politeness=self._politeness)
+        return HttpSource(self._http, politeness=self._politeness, archives=self._archives)
 
 
-def _all_have(manifest: Manifest, scheme: str) -> bool:
-    return all(any(mirror.url.startswith(scheme) for mirror in entry.mirrors) for entry in manifest.files)
+def _is_http(mirror: MirrorUrl) -> bool:
+    return scheme_of(mirror.url) in HTTP_SCHEMES
 
 
 def _paths(manifest: Manifest) -> set[str]:
@@ -229,11 +233,3 @@ def _paths(manifest: Manifest) -> set[str]:
 
 def _is_pattern(path: str) -> bool:
     return bool(set(path) & set("*?["))
-
-
-def _refuse_archive(channel: ArchiveChannel) -> Offer:
-    raise UnsupportedFormat(
-        f"{channel.info.name} {channel.info.version} is offered as one tar archive only",
-        detail=f"expected single files, got {channel.url.value}, vouched for by {channel.assurance.label}",
-        hint="fetch and unpack it yourself, then: mistral-fetch run ./DIRECTORY",
-    )

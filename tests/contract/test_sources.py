@@ -7,7 +7,9 @@ To add a source: a context manager in ``SOURCES`` that publishes ``files`` (cont
 from __future__ import annotations
 
 import hashlib
+import io
 import random
+import tarfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -20,12 +22,14 @@ from mistral_fetch.errors import IntegrityError, Interrupted, MistralFetchError
 from mistral_fetch.events import Event, SourceLied
 from mistral_fetch.manifest import FileEntry, MirrorUrl, PieceHashes
 from mistral_fetch.simulators.mirror import MirrorSimulator
+from mistral_fetch.sources.archive import ArchiveSource
 from mistral_fetch.sources.base import Source, StopSignal, Target
 from mistral_fetch.sources.http import HttpSource
 from mistral_fetch.sources.http_client import HttpClient
 from mistral_fetch.sources.local import LocalSource
 from mistral_fetch.sources.memory import MemorySource
 from mistral_fetch.sources.retry import RetryPolicy
+from mistral_fetch.sources.tar_index import TarIndex
 from mistral_fetch.store.partials import Partial
 
 PIECE = 64 * 1024
@@ -75,6 +79,21 @@ def publish_over_http(files: Mapping[str, bytes], entries: list[FileEntry], _: P
 
 
 @contextmanager
+def publish_in_an_archive(files: Mapping[str, bytes], entries: list[FileEntry], _: Path) -> Iterator[Published]:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for path, data in files.items():
+            info = tarfile.TarInfo(path)
+            info.size = len(data)
+            archive.addfile(info, io.BytesIO(data))
+    md5 = Digest("md5", hashlib.md5(buffer.getvalue()).hexdigest())
+    with MirrorSimulator({"m.tar": buffer.getvalue()}) as mirror, HttpClient() as client:
+        # What fetches the ranges has tests of its own: this is about what comes before and after.
+        source = ArchiveSource(MemorySource(files), TarIndex(client), mirror.url("m.tar"), md5)
+        yield source, [replace(e, mirrors=(MirrorUrl(mirror.url("m.tar"), member=e.path),)) for e in entries]
+
+
+@contextmanager
 def publish_to_a_swarm(files: Mapping[str, bytes], entries: list[FileEntry], directory: Path) -> Iterator[Published]:
     from mistral_fetch.bittorrent.create import TorrentAddresses, hybrid_torrent, tree_order
     from mistral_fetch.bittorrent.metainfo import parse_metainfo
@@ -105,6 +124,7 @@ SOURCES: dict[str, Publish] = {
     "memory": publish_in_memory,
     "local": publish_on_disk,
     "http": publish_over_http,
+    "archive": publish_in_an_archive,
     "swarm": publish_to_a_swarm,
 }
 MARKS = {"swarm": [pytest.mark.swarm, pytest.mark.timeout(60)]}
