@@ -88,8 +88,9 @@ def publish_in_an_archive(files: Mapping[str, bytes], entries: list[FileEntry], 
             archive.addfile(info, io.BytesIO(data))
     md5 = Digest("md5", hashlib.md5(buffer.getvalue()).hexdigest())
     with MirrorSimulator({"m.tar": buffer.getvalue()}) as mirror, HttpClient() as client:
-        # What fetches the ranges has tests of its own: this is about what comes before and after.
-        source = ArchiveSource(MemorySource(files), TarIndex(client), mirror.url("m.tar"), md5)
+        index = TarIndex(client)
+        inner = HttpSource(client, RetryPolicy(attempts=2, first_delay_seconds=0.01), archives=index)
+        source = ArchiveSource(inner, index, mirror.url("m.tar"), md5)
         yield source, [replace(e, mirrors=(MirrorUrl(mirror.url("m.tar"), member=e.path),)) for e in entries]
 
 

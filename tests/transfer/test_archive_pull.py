@@ -6,7 +6,7 @@ import hashlib
 import io
 import random
 import tarfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,17 +24,14 @@ from mistral_fetch.errors import (
     UnsafePath,
     UnsupportedFormat,
 )
-from mistral_fetch.events import BytesReceived, Notice, Progress, Report
+from mistral_fetch.events import BytesReceived, Notice
 from mistral_fetch.manifest import FileEntry, MirrorUrl, PieceHashes
 from mistral_fetch.metalink import serialise_metalink
 from mistral_fetch.ref import parse_ref
 from mistral_fetch.simulators.hub import HubRepository, HubSimulator
 from mistral_fetch.simulators.mirror import Fault, MirrorSimulator
 from mistral_fetch.simulators.publisher import PublisherSimulator
-from mistral_fetch.sources.base import StopSignal, Target
-from mistral_fetch.sources.http_client import HttpClient
-from mistral_fetch.sources.ranged import RangedFile
-from mistral_fetch.sources.tar_index import TarIndex
+from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.partials import CommittedBlob
 from mistral_fetch.store.snapshots import load_manifest, load_provenance
@@ -67,36 +64,6 @@ def make_tar(files: Mapping[str, bytes], top: str = "Model-v0.2/") -> bytes:
 
 TAR = make_tar(MODEL.files)
 MD5 = hashlib.md5(TAR).hexdigest()
-
-
-class RangesOfArchives:
-    """Stands in for the source for mirrors where a test is about archives alone: one range a piece."""
-
-    label = "http"
-    assurance = Assurance.SIZE
-
-    def __init__(self, client: HttpClient, *_: object) -> None:
-        self._client = client
-        self._index = TarIndex(client)
-
-    def fetch(self, targets: Sequence[Target], report: Report, stop: StopSignal) -> None:
-        """Fill every target's partial from its first mirror."""
-        for target in targets:
-            mirror, partial = target.entry.mirrors[0], target.partial
-            start = self._index.locate(mirror.url, mirror.member).offset
-            file = RangedFile(self._client, mirror.url, stop)
-            partial.prepare()
-            for index in partial.missing_pieces():
-                span = partial.grid.span(index)
-                partial.put(index, file.read(start + span.start, span.length), "archive")
-                report(BytesReceived("archive", target.entry.path, span.length))
-                report(Progress(target.entry.path, partial.present_bytes))
-            partial.flush()
-
-
-@pytest.fixture(autouse=True)
-def _ranges(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mistral_fetch.transfer.resolve.HttpSource", RangesOfArchives)
 
 
 @pytest.fixture
