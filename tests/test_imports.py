@@ -62,7 +62,7 @@ LEAVES = ("errors", "events")
 
 # Which modules may import an outside library: one owner each, as far as that goes.
 OWNERS = {
-    "httpx": {"mistral_fetch.sources.http_client"},
+    "httpx": {"mistral_fetch.sources.http_client", "mistral_fetch.sources.http_body"},
     "libtorrent": {"mistral_fetch.bittorrent.*"},
     "rich": {"mistral_fetch.cli.render"},
     "typer": {"mistral_fetch.cli.*"},
@@ -105,6 +105,7 @@ NETWORK_MODULES = {
 }
 NETWORK_USERS = {
     "mistral_fetch.sources.http_client": {"http", "socket", "ssl"},
+    "mistral_fetch.sources.http_body": {"socket", "ssl"},  # reads from the sockets that httpx opened
     "mistral_fetch.sources.mirror_errors": {"ssl", "socket"},  # tells their exceptions apart
     "mistral_fetch.bittorrent.peers": {"socket"},  # reads and writes addresses
     "mistral_fetch.store.lock": {"socket"},  # this machine's name, for a lock's owner

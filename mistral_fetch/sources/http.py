@@ -21,6 +21,7 @@ from mistral_fetch.sources.http_transfer import MirrorTransfer
 from mistral_fetch.sources.limit import RateLimit
 from mistral_fetch.sources.mirror_state import Growth, MirrorState
 from mistral_fetch.sources.retry import Backoff, RetryPolicy
+from mistral_fetch.sources.scores import ScoreBook
 from mistral_fetch.sources.tar_index import TarIndex
 from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of, origin_of
 
@@ -47,6 +48,7 @@ class HttpSource:
         label: The name to go by.
         politeness: How much may be asked of the network at once.
         archives: Where files lie inside archives, as far as that was found out.
+        scores: What earlier transfers learnt about mirrors; added to.
     """
 
     assurance = Assurance.SIZE
@@ -58,7 +60,9 @@ class HttpSource:
         label: str = "http",
         politeness: Politeness | None = None,
         archives: TarIndex | None = None,
+        scores: ScoreBook | None = None,
     ) -> None:
+        self._scores = scores or ScoreBook()
         self.label = label
         self._archives = archives or TarIndex(client)
         self._client = client
@@ -82,6 +86,7 @@ class HttpSource:
                     stop.check()
                     self._fetch_missing(incomplete, report, stop)
             finally:
+                self._keep_scores()
                 for target in targets:
                     target.partial.flush()  # whatever happened, what was verified is kept
 
@@ -131,16 +136,29 @@ class HttpSource:
             mirror = self._mirror(origin, seen[origin], address)
             if origin in self._liars:
                 job.causes[mirror] = self._liars[origin]
-            else:
-                job.addresses[mirror] = address
+                continue
+            job.addresses[mirror] = address
+            if self._scores.is_distrusted(origin):
+                job.reserve.append(mirror)
+        if len(job.reserve) == len(job.addresses):
+            job.reserve = []  # they are all there is
         return job
+
+    def _keep_scores(self) -> None:
+        for mirror in self._mirrors.values():
+            if mirror.received_bytes or mirror.failure_count:
+                lied = mirror.origin in self._liars
+                self._scores.learn(mirror.origin, mirror.measured_rate, mirror.failure_count, lied=lied)
+        self._mirrors = {}
 
     def _mirror(self, origin: str, number: int, address: MirrorUrl) -> MirrorState:
         """Return what is known of a mirror; several addresses of one file on one host count as several mirrors."""
         key = (origin, number)
         if key not in self._mirrors:
             growth = Growth(FIRST_CONNECTIONS, self._politeness.connections)
-            self._mirrors[key] = MirrorState(origin, host_of(address.url), growth, Backoff(self._retry))
+            mirror = MirrorState(origin, host_of(address.url), growth, Backoff(self._retry))
+            mirror.rate_bytes_per_second = self._scores.rate(origin)
+            self._mirrors[key] = mirror
         return self._mirrors[key]
 
     def _fetch_in_order(self, job: FileJob, mirrors: Sequence[MirrorState], report: Report, stop: StopSignal) -> None:

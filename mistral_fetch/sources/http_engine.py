@@ -48,6 +48,8 @@ class FileJob:
     """Where to ask, in the manifest's order of preference."""
     unusable: list[MistralFetchError] = field(default_factory=list)
     causes: dict[MirrorState, MistralFetchError] = field(default_factory=dict)
+    reserve: list[MirrorState] = field(default_factory=list)
+    """Mirrors among the addresses that are asked only when no other is left."""
     whole_only: list[MirrorState] = field(default_factory=list)
     """Mirrors that answer every range with the whole file."""
 
@@ -88,7 +90,10 @@ class ParallelFetch:
         longest = max(job.target.partial.grid.piece_length for job in jobs)
         self._connections = max(1, min(connections, BUFFER_BYTES // longest))
         self._schedule = Schedule(
-            [(job.target.partial.grid, job.target.partial.missing_pieces(), job.addresses) for job in jobs],
+            [
+                (job.target.partial.grid, job.target.partial.missing_pieces(), job.addresses.keys() - set(job.reserve))
+                for job in jobs
+            ],
             lambda mirror: mirror.rate_bytes_per_second if isinstance(mirror, MirrorState) else None,
             self._connections,
         )
@@ -335,18 +340,17 @@ class ParallelFetch:
             self._state.notify_all()
 
     def _exclude(self, number: int, mirror: MirrorState, error: MistralFetchError) -> None:
-        job = self._jobs[number]
-        if mirror not in self._schedule.jobs[number].mirrors:
+        job, planned = self._jobs[number], self._schedule.jobs[number]
+        if mirror not in planned.mirrors:
             return
         self._schedule.exclude(number, mirror)
         job.causes[mirror] = error
         if isinstance(error, RangeRefused) and error.sends_all and not job.addresses[mirror].member:
             job.whole_only.append(mirror)
-        if (
-            not self._schedule.jobs[number].mirrors
-            and not job.whole_only
-            and not self._schedule.jobs[number].is_complete
-        ):
+        if not planned.mirrors:
+            planned.mirrors.update(job.reserve)
+            job.reserve = []
+        if not planned.mirrors and not job.whole_only and not planned.is_complete:
             self._fatal = self._fatal or job.give_up()
 
     def _break_off(self, origin: str) -> None:

@@ -65,7 +65,9 @@ class MirrorState:
     growth: Growth
     backoff: Backoff
     rate_bytes_per_second: float | None = None
-    """What one connection reaches, smoothed."""
+    """What one connection reaches, smoothed; at first what it reached in earlier transfers."""
+    measured_rate: float | None = None
+    """The same, of this transfer alone."""
     active: int = 0
     not_before_seconds: float = 0.0
     is_connected: bool = False
@@ -91,6 +93,7 @@ class MirrorState:
         rate = length / max(seconds, 1e-6)
         known = self.rate_bytes_per_second
         self.rate_bytes_per_second = rate if known is None else known + _SMOOTHING * (rate - known)
+        self.measured_rate = self.rate_bytes_per_second
 
     def is_refusing(self, error: MirrorError) -> bool:
         """Return whether this connection is one too many, rather than the mirror being of no use."""

@@ -7,6 +7,7 @@
   snapshots/<content digest>/   a model laid out as a directory of links
   refs/<quoted ref>/<channel>   which snapshot a name stands for
   locks/<quoted ref>            who is working on it
+  mirrors.json                  how fast, how reliable and how honest mirrors were; nothing depends on it
   derived/<recipe>/             converted weights (made by the runtime, never by the fetcher)
 """
 
@@ -65,6 +66,11 @@ class Layout:
     def ref(self, key: str, channel: str) -> Path:
         """Return the file that says which snapshot a ref means on one channel."""
         return self.refs / quote_name(key) / quote_name(channel)
+
+    @property
+    def mirror_scores(self) -> Path:
+        """Return the file with what was learnt about mirrors."""
+        return self.home / "mirrors.json"
 
     def lock(self, key: str) -> Path:
         """Return the lock file of a ref."""

@@ -29,6 +29,7 @@ from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.transfer.archives import archive_candidate
 from mistral_fetch.transfer.local import read_local_file, settings_catalog
+from mistral_fetch.transfer.mirror_scores import load_scores, save_scores
 from mistral_fetch.transfer.offer import Candidate, Offer
 from mistral_fetch.transfer.torrents import TorrentResolver
 
@@ -62,6 +63,8 @@ class Resolver:
                 )
             )
         )
+        self._layout = layout
+        self._scores = load_scores(layout)
         self._politeness = Politeness(settings.connections, RateLimit(settings.limit or None))
         self._archives = TarIndex(self._http, stop)
         self._hub = HubClient(self._http, hub_endpoint(), stop=stop)
@@ -73,6 +76,7 @@ class Resolver:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        save_scores(self._layout, self._scores)
         self._http.close()
 
     def candidates(self, ref: Ref) -> Sequence[Candidate]:
@@ -220,7 +224,7 @@ class Resolver:
         return tuple(sources)
 
     def _http_source(self) -> Source:
-        return HttpSource(self._http, politeness=self._politeness, archives=self._archives)
+        return HttpSource(self._http, politeness=self._politeness, archives=self._archives, scores=self._scores)
 
 
 def _is_http(mirror: MirrorUrl) -> bool:
