@@ -30,11 +30,13 @@ from mistral_fetch.sources.mirror_state import MirrorState
 from mistral_fetch.sources.schedule import Run, Schedule
 from mistral_fetch.sources.tar_index import TarIndex
 from mistral_fetch.sources.urls import redact
-from mistral_fetch.store.partials import BATCH_BYTES
+from mistral_fetch.store.partials import BATCH_BYTES, Partial
 from mistral_fetch.units import MIB
 
 # Pieces in flight, all connections together: what bounds the memory of a transfer.
 BUFFER_BYTES = 96 * MIB
+# How far a transfer may run ahead of the hash of its whole file: enough that the latter never waits.
+MOST_LAG_BYTES = 256 * MIB
 _TICK_SECONDS = 0.1
 _FLUSH_SECONDS = 10.0
 
@@ -284,6 +286,13 @@ class ParallelFetch:
                     self._open[loser].abort()
             self._state.notify_all()
         self.report(Progress(job.target.entry.path, partial.present_bytes))
+        self._wait_for_follower(run, partial)
+
+    def _wait_for_follower(self, run: Run, partial: Partial) -> None:
+        """Let whoever hashes the whole file keep up: the transfer is not over before that, and needs its processor."""
+        while partial.lag_bytes() >= MOST_LAG_BYTES and not self._is_run_over(run):
+            with partial.changed:
+                partial.changed.wait(_TICK_SECONDS)
 
     def _judge(self, run: Run, request: RangeRequest, error: MistralFetchError, asked: float) -> float | None:
         """Return how long to wait before asking again, or None when this run is over for this mirror.

@@ -16,11 +16,14 @@ from typing import Any
 
 from mistral_fetch.digest import Digest, new_hash
 from mistral_fetch.manifest import PieceHashes
-from mistral_fetch.store.hashing import FileHashes
+from mistral_fetch.store.hashing import FileHashes, hash_pieces
+from mistral_fetch.store.journal import UNHASHED
 from mistral_fetch.store.partials import Partial
 from mistral_fetch.units import MIB
 
 READ_BYTES = MIB
+# Piece hashes that were left out are made up for at the end, unless that would be a second pass over the file.
+MAKE_UP_SHARE = 0.25
 _WAIT_SECONDS = 0.2
 
 
@@ -38,6 +41,7 @@ class _Progress:
         self.hashers: dict[str, Any] = {name: new_hash(name, self.partial.grid.size) for name in self.algorithms}
         self.pieces: list[str] = []
         self.changed: list[int] = []
+        self.partial.followed_end = 0
 
     @property
     def is_done(self) -> bool:
@@ -74,6 +78,8 @@ class PrefixFollower:
     ) -> None:
         self._is_over = True
         self._thread.join()
+        for file in self._files:
+            file.partial.followed_end = None
 
     def finish(self, partial: Partial, advance: Callable[[int], None]) -> FileHashes | None:
         """Return a complete partial's hashes, waiting for the tail; None if it was not filled piece by piece.
@@ -94,9 +100,20 @@ class PrefixFollower:
                     raise self._error
                 advance(file.position)
                 self._state.wait(_WAIT_SECONDS)
-        pieces = PieceHashes(partial.grid.piece_length, tuple(file.pieces))
+        pieces = self._pieces(file)
         digests = tuple(Digest(name, hasher.hexdigest()) for name, hasher in file.hashers.items())
         return None if file.changed else FileHashes(partial.grid.size, digests, pieces)
+
+    @staticmethod
+    def _pieces(file: _Progress) -> PieceHashes:
+        """Return the piece hashes, or none where too many were left out."""
+        left_out = [index for index, sha256 in enumerate(file.pieces) if sha256 == UNHASHED]
+        if len(left_out) > MAKE_UP_SHARE * len(file.pieces):
+            return PieceHashes(0, ())
+        made_up = hash_pieces(file.partial.data_path, [file.partial.grid.span(index) for index in left_out])
+        for index, sha256 in zip(left_out, made_up, strict=True):
+            file.pieces[index] = sha256
+        return PieceHashes(file.partial.grid.piece_length, tuple(file.pieces))
 
     @staticmethod
     def _is_hashed(file: _Progress) -> bool:
@@ -153,7 +170,12 @@ class PrefixFollower:
                 proof.update(view[:length])
             position += length
         recorded = file.partial.piece_sha256(index) or ""
-        if proof is not None and proof.hexdigest() != recorded:
+        if proof is not None and recorded == UNHASHED:
+            recorded = proof.hexdigest()
+        elif proof is not None and proof.hexdigest() != recorded:
             file.changed.append(index)
         file.pieces.append(recorded)
         file.position = span.end
+        with file.partial.changed:
+            file.partial.followed_end = span.end
+            file.partial.changed.notify_all()

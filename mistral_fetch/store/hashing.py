@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -140,6 +140,17 @@ def find_bad_pieces(
                 if advance is not None:
                     advance(grid.span(index).length)
     return bad
+
+
+def hash_pieces(path: Path, spans: Sequence[Span]) -> list[str]:
+    """Return the sha256 of each span of a file, on every usable core.
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(usable_cores()) as pool:
+        descriptor = file.fileno()
+        return list(pool.map(lambda span: _hash_span(descriptor, span), spans))
 
 
 def _hash_span(descriptor: int, span: Span) -> str:

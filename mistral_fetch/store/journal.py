@@ -3,7 +3,7 @@
 A line is written only after the piece's bytes were synced. Layout::
 
     mistral-fetch-journal 1 size=<bytes> piece=<bytes> boot=<boot id or ->
-    <piece index> <sha256 of the piece> <crc32 of the two fields before, 8 hex digits>
+    <piece index> <sha256 of the piece, or -> <crc32 of the two fields before, 8 hex digits>
 
 Reading stops at the first line that is cut short or whose crc32 is wrong: after a crash only the tail can be torn.
 """
@@ -23,8 +23,11 @@ from mistral_fetch.spans import PieceGrid
 from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.durable import boot_id, fsync_directory
 
+# In the place of a piece's sha256: durable, but not hashed, so it counts only as long as this boot lasts.
+UNHASHED = "-"
+
 _HEADER = re.compile(r"mistral-fetch-journal 1 size=(\d{1,20}) piece=(\d{1,20}) boot=(\S+)")
-_RECORD = re.compile(r"(\d{1,10}) ([0-9a-f]{64}) ([0-9a-f]{8})")
+_RECORD = re.compile(r"(\d{1,10}) ([0-9a-f]{64}|-) ([0-9a-f]{8})")
 _NAME = re.compile(r"journal-(\d{1,10})-[0-9a-f]{8}\.log")
 MAX_HEADER_CHARACTERS = 256
 # Longer than any writer goes without recording a batch.

@@ -25,11 +25,14 @@ from mistral_fetch.manifest import DEFAULT_PIECE_LENGTH, PieceHashes
 from mistral_fetch.spans import PieceGrid, Span, merge
 from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.durable import disk_errors, fsync_directory, has_blocks, make_directory, write_durably
-from mistral_fetch.store.journal import JournalWriter, is_alive, journal_paths, living_writers, read_journal
+from mistral_fetch.store.journal import UNHASHED, JournalWriter, is_alive, journal_paths, living_writers, read_journal
 from mistral_fetch.units import KIB, MIB
 
 # One batch: what a kill -9 may cost. Large enough that fdatasync does not stall the wire.
 BATCH_BYTES = 64 * MIB
+
+# With the whole-file hash further behind than this, the processor is what is short.
+SKIP_LAG_BYTES = 64 * MIB
 
 # Foreign piece grids outside these bounds are not used for writing: tiny pieces cost a journal line each.
 MIN_PIECE_LENGTH = 64 * KIB
@@ -63,13 +66,20 @@ class Partial:
         directory: The partial's own directory; created when the first byte is written.
         size: The file's size in bytes.
         pieces: The manifest's piece hashes, if any; then no wrong piece is ever written.
+        needs_piece_hashes: Hash every piece even if whoever hashes the whole file cannot keep up. Where the manifest
+            has a strong digest of the whole, our own piece hashes are a convenience that must not slow a fast line.
     """
 
-    def __init__(self, directory: Path, size: int, pieces: PieceHashes | None = None) -> None:
+    def __init__(
+        self, directory: Path, size: int, pieces: PieceHashes | None = None, *, needs_piece_hashes: bool = True
+    ) -> None:
         usable = pieces is not None and MIN_PIECE_LENGTH <= pieces.length <= MAX_PIECE_LENGTH
         self.directory = directory
         self.known_pieces = pieces if usable else None
         self.grid = PieceGrid(size, pieces.length if usable and pieces else DEFAULT_PIECE_LENGTH)
+        self._needs_piece_hashes = needs_piece_hashes or self.known_pieces is not None
+        self.followed_end: int | None = None
+        """Up to which byte the whole file was hashed so far; None while nobody does that."""
         self.generation = 0
         """Grows whenever bytes that counted as present stop counting."""
         self.changed = threading.Condition(threading.RLock())
@@ -138,8 +148,12 @@ class Partial:
             return {index: (source, self.piece_sha256(index) or "") for index, source in self._put_here.items()}
 
     def piece_sha256(self, index: int) -> str | None:
-        """Return the sha256 of a present piece."""
+        """Return the sha256 of a present piece, ``UNHASHED`` where that was left for later."""
         return self._unflushed.get(index) or self._recorded.get(index)
+
+    def lag_bytes(self) -> int:
+        """Return how far whoever hashes the whole file is behind what is there without a gap."""
+        return 0 if self.followed_end is None else max(0, self.contiguous_end() - self.followed_end)
 
     def contiguous_end(self) -> int:
         """Return up to which byte nothing is missing."""
@@ -162,7 +176,8 @@ class Partial:
         span = self.grid.span(index)
         if len(data) != span.length:
             raise ValueError(f"piece {index} has {span.length} bytes, not {len(data)}")
-        sha256 = hashlib.sha256(data).hexdigest()
+        may_skip = not self._needs_piece_hashes and self.lag_bytes() > SKIP_LAG_BYTES
+        sha256 = UNHASHED if may_skip else hashlib.sha256(data).hexdigest()
         if self.known_pieces is not None and sha256 != self.known_pieces.sha256[index]:
             raise PieceMismatch(
                 f"piece {index} at bytes {span} from {source} is wrong",
@@ -252,7 +267,8 @@ class Partial:
     def recheck(self) -> list[Span]:
         """Re-hash every recorded piece on disk, forget those that changed and return where they were."""
         self.flush()
-        bad = [index for index, sha256 in sorted(self._recorded.items()) if self._hash_on_disk(index) != sha256]
+        hashed = sorted((index, sha256) for index, sha256 in self._recorded.items() if sha256 != UNHASHED)
+        bad = [index for index, sha256 in hashed if self._hash_on_disk(index) != sha256]
         if bad:
             kept = {index: sha256 for index, sha256 in self._recorded.items() if index not in set(bad)}
             self._replace_journals(kept)

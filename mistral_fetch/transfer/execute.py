@@ -191,7 +191,8 @@ def _open_work(layout: Layout, offer: Offer, entry: FileEntry, report: Report, s
 
 
 def _open_partial(layout: Layout, offer: Offer, entry: FileEntry) -> Partial:
-    return Partial(layout.partial(partial_key(offer, entry)), entry.size or 0, entry.pieces)
+    directory = layout.partial(partial_key(offer, entry))
+    return Partial(directory, entry.size or 0, entry.pieces, needs_piece_hashes=entry.sha256 is None)
 
 
 def _look_into_store(layout: Layout, offer: Offer, item: _Work, report: Report, stop: StopSignal) -> None:

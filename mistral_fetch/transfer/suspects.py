@@ -16,6 +16,7 @@ from mistral_fetch.manifest import FileEntry
 from mistral_fetch.sources.failover import mirrors_of
 from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
 from mistral_fetch.spans import PieceGrid
+from mistral_fetch.store.journal import UNHASHED
 from mistral_fetch.store.partials import CommittedBlob
 
 SentPieces = Mapping[int, tuple[str, str]]
@@ -68,7 +69,7 @@ class Suspects:
         for index, sendings in sorted(self.doubtful.items()):
             right = blob.pieces.sha256[index]
             for host, sha256 in sendings:
-                if sha256 != right and host not in named and host not in self.dropped:
+                if sha256 not in {right, UNHASHED} and host not in named and host not in self.dropped:
                     named.add(host)
                     where = f"piece {index} at bytes {grid.span(index)}"
                     yield SourceLied(host, self.entry.path, where, f"sha256:{right}", f"sha256:{sha256}")
