@@ -359,7 +359,10 @@ def _hashes(item: _Work, follower: PrefixFollower, ledger: Ledger, stop: StopSig
         ledger.report(BytesVerified(item.entry.path, done, item.partial.grid.size))
 
     with disk_errors("verifying a download", item.partial.data_path):
-        return follower.finish(item.partial, advance)
+        hashes = follower.finish(item.partial, advance)
+    if hashes is not None:
+        advance(hashes.size)
+    return hashes
 
 
 def _learn_from_mismatch(item: _Work, error: DigestMismatch, label: str, ledger: Ledger) -> bool:
