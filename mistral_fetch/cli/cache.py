@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -159,8 +160,20 @@ def _check(item: _ToVerify, report: Any, check_stop: Any) -> list[Any]:
     from mistral_fetch.store.verify import verify_directory, verify_snapshot
 
     if item.manifest is None:
-        return verify_snapshot(item.directory, report, check_stop)[1]
+        manifest, verdicts = verify_snapshot(item.directory, report, check_stop)
+        _keep_learnt(item.directory, manifest, verdicts)
+        return verdicts
     return verify_directory(item.directory, item.manifest, report, check_stop)
+
+
+def _keep_learnt(directory: Path, manifest: Any, verdicts: list[Any]) -> None:
+    """Keep piece hashes that were computed on the way: the next check uses all cores, a repair fetches only pieces."""
+    from mistral_fetch.store.snapshots import learn_pieces
+
+    learnt = {verdict.path: verdict.learnt for verdict in verdicts if verdict.learnt is not None}
+    if learnt and manifest is not None:
+        with suppress(StoreError):  # a cache that may only be read is verified all the same
+            learn_pieces(directory, manifest, learnt)
 
 
 def _manifest_of_directory(directory: Path, named: str | None) -> Any:

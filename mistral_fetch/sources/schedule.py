@@ -15,8 +15,8 @@ from mistral_fetch.spans import PieceGrid, Span
 from mistral_fetch.units import MIB
 
 # A run shorter than this pays its request too often; a longer one is taken apart by others at the end.
-RUN_SECONDS = 4.0
-LONGEST_RUN_BYTES = 64 * MIB
+RUN_SECONDS = 8.0
+LONGEST_RUN_BYTES = 128 * MIB
 # What is assumed of a mirror before anything is known: a probe of a piece or two.
 FIRST_RUN_BYTES = 8 * MIB
 # What a request costs before its first byte; a steal that saves less is none.

@@ -13,14 +13,14 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from mistral_fetch.digest import Assurance
 from mistral_fetch.errors import IntegrityError, ManifestError, StoreError
-from mistral_fetch.manifest import Manifest
+from mistral_fetch.manifest import Manifest, PieceHashes
 from mistral_fetch.metalink import parse_metalink, serialise_metalink
 from mistral_fetch.store.blobs import find_blob
 from mistral_fetch.store.crash_points import reached
@@ -70,7 +70,7 @@ def load_manifest(directory: Path) -> Manifest:
     except OSError as error:
         raise _broken(directory, f"expected {MANIFEST_NAME}, got: {error.strerror}") from error
     actual = hashlib.sha256(data).hexdigest()
-    if actual != complete.get("manifest_sha256"):
+    if actual not in {complete.get("manifest_sha256"), complete.get("earlier_manifest_sha256")}:
         raise IntegrityError(
             f"the manifest of the snapshot at {directory} was changed",
             detail=f"expected sha256:{complete.get('manifest_sha256')}, got sha256:{actual}",
@@ -121,6 +121,23 @@ def write_snapshot(layout: Layout, manifest: Manifest, provenance: Mapping[str, 
         for abandoned in find_drafts(layout, content_digest):
             shutil.rmtree(abandoned, ignore_errors=True)
     return final
+
+
+def learn_pieces(directory: Path, manifest: Manifest, pieces: Mapping[str, PieceHashes]) -> None:
+    """Add piece hashes, computed from files that were just proved right, to a complete snapshot's manifest.
+
+    ``.complete`` speaks for both manifests before the new one replaces the old, so a crash in between harms nothing.
+
+    Raises:
+        StoreError: The disk refused.
+    """
+    entries = (replace(e, pieces=pieces[e.path]) if e.path in pieces else e for e in manifest.files)
+    data = serialise_metalink(manifest.with_files(entries))
+    earlier = _read_complete(directory).get("manifest_sha256")
+    fields = {**json.loads(_completion(manifest, data)), "earlier_manifest_sha256": earlier}
+    with disk_errors("recording piece hashes", directory):
+        write_durably(directory / COMPLETE_NAME, _json_bytes(fields))
+        write_durably(directory / MANIFEST_NAME, data)
 
 
 def _renew_manifest(directory: Path, manifest: Manifest) -> None:

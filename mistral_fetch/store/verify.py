@@ -8,11 +8,10 @@ from pathlib import Path
 
 from mistral_fetch.errors import IntegrityError, ManifestError, StoreError
 from mistral_fetch.events import BytesVerified, Report
-from mistral_fetch.manifest import FileEntry, Manifest
+from mistral_fetch.manifest import DEFAULT_PIECE_LENGTH, FileEntry, Manifest, PieceHashes
 from mistral_fetch.spans import Span
 from mistral_fetch.store.hashing import find_bad_pieces, hash_file
 from mistral_fetch.store.snapshots import MANIFEST_NAME, load_manifest
-from mistral_fetch.units import MIB
 
 
 @dataclass(frozen=True)
@@ -23,6 +22,8 @@ class FileVerdict:
     size: int
     problem: str = ""
     bad_spans: tuple[Span, ...] = ()
+    learnt: PieceHashes | None = None
+    """Piece hashes that the manifest did not have, of a file that is right."""
 
     @property
     def is_good(self) -> bool:
@@ -97,9 +98,10 @@ def _verify_whole(path: Path, entry: FileEntry, report: Report, check_stop: Call
         report(BytesVerified(entry.path, done, entry.size or 0))
 
     algorithms = [digest.algorithm for digest in entry.checks] or ["sha256"]
-    hashes = hash_file(path, algorithms, 4 * MIB, advance)
+    hashes = hash_file(path, algorithms, DEFAULT_PIECE_LENGTH, advance)
     for expected in entry.checks:
         actual = hashes.digest(expected.algorithm)
         if actual != expected:
             return FileVerdict(entry.path, entry.size or 0, f"expected {expected}, got {actual}")
-    return FileVerdict(entry.path, entry.size or 0)
+    learnt = hashes.pieces if entry.checks and hashes.pieces.sha256 else None
+    return FileVerdict(entry.path, entry.size or 0, learnt=learnt)
