@@ -8,8 +8,10 @@ short bodies, and those whose length is unknown, stay with httpx.
 
 from __future__ import annotations
 
+import os
 import socket
 import ssl
+import struct
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING
@@ -39,6 +41,7 @@ class Body:
         self._timeout_seconds = timeout_seconds
         self._stream = response.extensions.get("network_stream")
         self._socket: socket.socket | None = None
+        self._flags = 0
 
     def read_into(self, target: memoryview) -> int:
         """Fill the beginning of ``target`` and return how many bytes that are; 0 at the end of the body.
@@ -53,7 +56,7 @@ class Body:
             target[:length] = self._chunk[:length]
             self._chunk = self._chunk[length:]
         elif self._socket is not None:
-            length = self._socket.recv_into(target[: self._left])
+            length = self._receive(self._socket, target[: self._left])
         else:
             return 0
         self._took(length)
@@ -71,7 +74,29 @@ class Body:
             # What httpx had read ahead is used up now, so the next byte on the socket is the next of the body.
             self._socket = self._plain_socket()
             if self._socket is not None:
-                self._socket.settimeout(self._timeout_seconds)
+                self._wait_in_the_kernel(self._socket)
+
+    def _receive(self, connection: socket.socket, target: memoryview) -> int:
+        if isinstance(connection, ssl.SSLSocket):
+            return _receive_records(connection, target)
+        try:
+            return connection.recv_into(target, flags=self._flags)
+        except BlockingIOError as error:  # the kernel's name for its own time limit
+            raise TimeoutError("the read operation timed out") from error
+
+    def _wait_in_the_kernel(self, connection: socket.socket) -> None:
+        """Let the kernel fill the buffer before it wakes us, where it can: each return to Python costs a lock.
+
+        Python's own time limits make a socket non-blocking, and poll before each read.
+        """
+        if isinstance(connection, ssl.SSLSocket) or not hasattr(socket, "MSG_WAITALL") or os.name != "posix":
+            connection.settimeout(self._timeout_seconds)
+            return
+        seconds = int(self._timeout_seconds)
+        limit = struct.pack("ll", seconds, int((self._timeout_seconds - seconds) * 1e6))
+        connection.settimeout(None)
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+        self._flags = int(socket.MSG_WAITALL)
 
     def _plain_socket(self) -> socket.socket | None:
         """Return the socket whose bytes are the body's, or None where there is another layer between."""
@@ -90,3 +115,19 @@ class Body:
             with suppress(OSError):  # closed already
                 # Not the TLS socket's own shutdown: that one swaps its state under the reading thread.
                 socket.socket.shutdown(connection, socket.SHUT_RDWR)
+
+
+def _receive_records(connection: ssl.SSLSocket, target: memoryview) -> int:
+    """Fill ``target`` from TLS records, of which each read gives one (16 KiB at most, RFC 8446, 5.1)."""
+    filled = 0
+    while filled < len(target):
+        try:
+            length = connection.recv_into(target[filled:])
+        except OSError:
+            if filled:
+                break  # what came is good; the next call meets the error again
+            raise
+        if length == 0:
+            break
+        filled += length
+    return filled

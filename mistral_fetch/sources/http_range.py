@@ -21,6 +21,16 @@ from mistral_fetch.sources.schedule import Run
 from mistral_fetch.sources.tar_index import TarIndex
 from mistral_fetch.sources.urls import redact
 from mistral_fetch.spans import Span
+from mistral_fetch.units import KIB
+
+# A read is to return about so often: progress is told then, and a stop noticed.
+_READ_SECONDS = 0.1
+_LEAST_READ_BYTES = 64 * KIB
+
+
+def _chunk_bytes(received: int, seconds: float) -> int:
+    """Return how much to read at once, given what came so far: as much as comes in a moment."""
+    return max(_LEAST_READ_BYTES, int(received / max(seconds, _READ_SECONDS) * _READ_SECONDS))
 
 
 class Fetcher(Protocol):
@@ -153,10 +163,11 @@ class RangeRequest:
     ) -> None:
         grid, run = self._target.partial.grid, self._run
         position, began = body.start, time.monotonic()
-        most = fetcher.chunk_bytes or len(self._buffer)
+        started, start = began, body.start
         is_wanted = True
         while is_wanted and position < body.end:
             piece = grid.span(run.next)
+            most = fetcher.chunk_bytes or _chunk_bytes(position - start, time.monotonic() - started)
             room = min(piece.length - self.filled, body.end - position, most)
             length = answer.read_into(self._buffer[self.filled : self.filled + room])
             if length == 0:
