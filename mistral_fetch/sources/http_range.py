@@ -25,7 +25,7 @@ from mistral_fetch.units import KIB
 
 # A read is to return about so often: progress is told then, and a stop noticed.
 _READ_SECONDS = 0.1
-_LEAST_READ_BYTES = 64 * KIB
+_LEAST_READ_BYTES = 16 * KIB
 
 
 def _chunk_bytes(received: int, seconds: float) -> int:
