@@ -21,7 +21,7 @@ NGINX = """
 daemon off; master_process off; pid {work}/nginx.pid; error_log {work}/nginx.log;
 events {{ worker_connections 1024; }}
 http {{
-  access_log off; sendfile on; sendfile_max_chunk 4m; tcp_nopush on;
+  {http} sendfile on; sendfile_max_chunk 4m; tcp_nopush on;
   client_body_temp_path {work}/body; proxy_temp_path {work}/proxy; fastcgi_temp_path {work}/fcgi;
   uwsgi_temp_path {work}/uwsgi; scgi_temp_path {work}/scgi;
   server {{ listen {address}:{port} {tls}; root {root}; {locations} }}
@@ -110,6 +110,7 @@ def nginx(
     port: int = 0,
     certificate: tuple[Path, Path] | None = None,
     locations: str = "",
+    http: str = "access_log off;",
     prefix: Sequence[str] = (),
 ) -> Iterator[Nginx]:
     """Serve a directory.
@@ -121,13 +122,16 @@ def nginx(
         port: A free one of this host if it is 0.
         certificate: Certificate chain and key; https if given.
         locations: Further lines for the server's block.
+        http: Further lines for the block around it; by default no log.
         prefix: What stands before the command, such as ``ip netns exec NAME``.
     """
     work.mkdir(parents=True, exist_ok=True)
     port = port or free_port()
     tls = "ssl; ssl_certificate {}; ssl_certificate_key {}".format(*certificate) if certificate else ""
     config = work / "nginx.conf"
-    config.write_text(NGINX.format(work=work, root=root, address=address, port=port, tls=tls, locations=locations))
+    config.write_text(
+        NGINX.format(work=work, root=root, address=address, port=port, tls=tls, locations=locations, http=http)
+    )
     (work / "nginx.pid").unlink(missing_ok=True)
     process = subprocess.Popen([*prefix, "nginx", "-p", str(work), "-c", str(config)])
     try:
