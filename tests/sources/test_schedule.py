@@ -293,13 +293,15 @@ def test_a_new_connection_on_a_slow_line_expects_no_miracles(mirror: str) -> Non
 
 
 def test_a_mirror_that_was_too_slow_to_bring_a_piece_is_remembered_as_slow() -> None:
-    schedule = plan(1)
+    schedule = plan(3, missing=[0, 2])
     failed = take(schedule, A)
     fast(failed, 1000)
     schedule.release(failed)
-    fast(take(schedule, B, LATER), 10_000, LATER + 5)
-    assert schedule.take(A, LATER + 5) is None
-    assert schedule.runs[0].mirror == B
+    slow, quick = take(schedule, B, LATER), take(schedule, C, LATER)
+    fast(slow, 10_000, LATER + 1)
+    fast(quick, 0.9 * MIB, LATER + 1)
+    assert schedule.take(A, LATER + 1) is None
+    assert schedule.take(C, LATER + 1) is not None
 
 
 # Whole transfers. 64 MiB/s and more for seconds, so that what the end costs is seen.
