@@ -103,10 +103,10 @@ class Body:
         if self._stream is None:
             return None
         connection = self._stream.get_extra_info("socket")
-        is_encrypted = self._stream.get_extra_info("ssl_object") is not None
-        if not isinstance(connection, socket.socket) or is_encrypted != isinstance(connection, ssl.SSLSocket):
-            return None  # TLS within TLS, through a proxy that is itself asked over https
-        return connection
+        encryption = self._stream.get_extra_info("ssl_object")
+        is_within_tls = isinstance(encryption, ssl.SSLObject)  # the socket is then that of a proxy asked over https
+        is_consistent = (encryption is not None) == isinstance(connection, ssl.SSLSocket)
+        return connection if isinstance(connection, socket.socket) and is_consistent and not is_within_tls else None
 
     def abort(self) -> None:
         """Break the connection, from any thread; a read that waits for a byte ends at once."""

@@ -97,7 +97,6 @@ class ParallelFetch:
                 for job in jobs
             ],
             lambda mirror: mirror.rate_bytes_per_second if isinstance(mirror, MirrorState) else None,
-            self._connections,
         )
         self._mirrors = list(dict.fromkeys(mirror for job in jobs for mirror in job.addresses))
         self._state = threading.Condition()
@@ -257,7 +256,7 @@ class ParallelFetch:
         mirror = _mirror_of(run)
         self._limit.take(length, self._check_wanted)
         with self._state:
-            run.received_bytes += length
+            run.received(length, time.monotonic())
             mirror.received(length)
             return not (run.is_abandoned or run.next >= run.end or self._is_over or self._stop.is_set())
 

@@ -1,9 +1,10 @@
 """Which pieces to ask of which mirror next. Pure: no threads, no sockets, no clock; the time is handed in.
 
 Work is handed out from the front of each file in runs of consecutive pieces, so that whoever hashes the file from its
-beginning can follow. A run is as long as its mirror's rate lets it take a few seconds, and never more than a fair
-share of what is left. When nothing is left to hand out, a free connection takes the end of the run that would finish
-last, and where that run is down to its last piece, races it for the piece.
+beginning can follow. A run is as long as its mirror's rate lets it take a few seconds, and towards the end most of the
+time that is left. When nothing is left to hand out, a free connection takes the end of the run that would finish last,
+and where that run is down to its last piece, races it for the piece. How fast a run is, is what it reached in the last
+seconds: one that has stalled must not live on its past.
 """
 
 from __future__ import annotations
@@ -12,19 +13,30 @@ from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mistral_fetch.spans import PieceGrid, Span
-from mistral_fetch.units import MIB
+from mistral_fetch.units import KIB, MIB
 
-# A run shorter than this pays its request too often; a longer one is taken apart by others at the end.
+# A request and a new connection for each run must not be felt; whoever hashes the file must not fall far behind.
 RUN_SECONDS = 8.0
 LONGEST_RUN_BYTES = 128 * MIB
+# A run shorter than this pays its request too often even at the end; a longer one is taken apart by others then.
+SHORTEST_RUN_SECONDS = 1.0
+# How much of the time that is left a run may take: so the last ones end together, however unlike their mirrors are.
+FAIR_SHARE = 0.8
 # What is assumed of a mirror before anything is known: a probe of a piece or two.
 FIRST_RUN_BYTES = 8 * MIB
 # What a request costs before its first byte; a steal that saves less is none.
 REQUEST_SECONDS = 0.25
-# Before this, nobody knows how fast a run is, and taking from it would break off an answer for nothing.
+# Before this, nobody knows how fast a run is: its mirror's rate stands for it, and nobody races it.
 SETTLE_SECONDS = 0.5
 # A race makes somebody's bytes superfluous, so it must save much.
 RACE_FACTOR = 2.0
+# A run's rate is that of its last one or two such windows.
+WINDOW_SECONDS = 1.0
+# Without a byte for so long, a run counts as stalled. A slow line brings less often: see SILENT_BYTES.
+SILENT_SECONDS = 2.0
+MOST_SILENT_SECONDS = 15.0
+# What comes of a connection at once, at worst: a run that is silent while so much would have come has stalled.
+SILENT_BYTES = 32 * KIB
 
 Mirror = Hashable
 
@@ -41,10 +53,32 @@ class Run:
     """One past its last piece."""
     began_seconds: float
     received_bytes: int = 0
-    """Bytes that came for this run so far; kept by whoever fetches it."""
+    """Bytes that came for this run so far."""
     is_race: bool = False
     is_abandoned: bool = False
     """Somebody else brought its last piece: what still comes is of no use."""
+    heard_seconds: float = 0.0
+    """When the last byte came."""
+    _window: tuple[float, int] = (0.0, 0)
+    """When the current window began, and what had come until then."""
+    _window_before: tuple[float, int] = (0.0, 0)
+
+    def __post_init__(self) -> None:
+        self.heard_seconds = self.began_seconds
+        self._window = self._window_before = (self.began_seconds, 0)
+
+    def received(self, length: int, now_seconds: float) -> None:
+        """Count bytes; told by whoever fetches the run."""
+        if now_seconds - self._window[0] >= WINDOW_SECONDS:
+            self._window_before, self._window = self._window, (now_seconds, self.received_bytes)
+        self.received_bytes += length
+        self.heard_seconds = now_seconds
+
+    def recent_rate(self, now_seconds: float) -> float:
+        """Return the bytes per second of late."""
+        is_long = now_seconds - self._window[0] >= WINDOW_SECONDS
+        began, had_come = self._window if is_long else self._window_before
+        return (self.received_bytes - had_come) / max(now_seconds - began, 1e-6)
 
 
 @dataclass(eq=False)
@@ -70,21 +104,19 @@ class Schedule:
     Args:
         jobs: Each file's grid, missing pieces in order, and the mirrors that may have it.
         rate_of: The rate, in bytes per second, that one connection to a mirror reaches; None while unknown.
-        connections: How many connections there may be in all: the fair share of one.
     """
 
     def __init__(
         self,
         jobs: Iterable[tuple[PieceGrid, Sequence[int], Iterable[Mirror]]],
         rate_of: Callable[[Mirror], float | None],
-        connections: int,
     ) -> None:
         self.jobs = [
             Job(grid, set(mirrors), _ranges(missing), missing_count=len(missing)) for grid, missing, mirrors in jobs
         ]
         self.runs: list[Run] = []
         self._rate_of = rate_of
-        self._connections = max(1, connections)
+        self._seen_rates: dict[Mirror, float] = {}
 
     @property
     def is_complete(self) -> bool:
@@ -108,11 +140,11 @@ class Schedule:
             run.next += 1
         if run.next >= run.end:
             self._drop(run)
-        # In a race, the loser's connection is broken off rather than waited for.
+        # In a race, the loser's connection is broken off rather than waited for. Its ``next`` stays as it is: its own
+        # thread may be about to read it.
         losers = [other for other in self.runs if other.job == run.job and other is not run and other.next == index]
         for loser in losers:
             loser.is_abandoned = True
-            loser.next = index + 1
             self.release(loser)
         return losers
 
@@ -121,6 +153,9 @@ class Schedule:
         if run in self.runs:
             self._drop(run)
             self._give_back(run)
+            for other in self.runs:
+                if other.is_race and other.job == run.job and other.next == run.next:
+                    other.is_race = False  # it is the only one now, and may be raced itself
 
     def exclude(self, job: int, mirror: Mirror) -> None:
         """Ask this mirror no more for this file."""
@@ -133,6 +168,9 @@ class Schedule:
     def _drop(self, run: Run) -> None:
         if run in self.runs:
             self.runs.remove(run)
+        if run.heard_seconds - run.began_seconds >= SETTLE_SECONDS:
+            # A slow mirror may lose every piece to others before it has brought one: that must teach something.
+            self._seen_rates[run.mirror] = run.received_bytes / (run.heard_seconds - run.began_seconds)
 
     def _give_back(self, run: Run) -> None:
         others = {index for other in self.runs if other.job == run.job for index in range(other.next, other.end)}
@@ -142,7 +180,7 @@ class Schedule:
 
     def _hand_out(self, number: int, job: Job, mirror: Mirror, now_seconds: float) -> Run:
         first, end = job.waiting[0]
-        stop = min(end, first + self._run_length(job, mirror))
+        stop = min(end, first + self._run_length(job, mirror, now_seconds))
         if stop < end:
             job.waiting[0] = (stop, end)
         else:
@@ -151,13 +189,25 @@ class Schedule:
         self.runs.append(run)
         return run
 
-    def _run_length(self, job: Job, mirror: Mirror) -> int:
-        """Return how many pieces a run may have: a few seconds' worth, at most a fair share of what is left."""
+    def _run_length(self, job: Job, mirror: Mirror, now_seconds: float) -> int:
+        """Return how many pieces a run may have: a few seconds' worth, less towards the end."""
         rate = self._rate_of(mirror)
-        wanted = FIRST_RUN_BYTES if rate is None else min(rate * RUN_SECONDS, LONGEST_RUN_BYTES)
-        waiting = sum(end - first for first, end in job.waiting)
-        fair = waiting // self._connections if rate is not None else waiting
-        return max(1, min(int(wanted // job.grid.piece_length), fair))
+        wanted: float = FIRST_RUN_BYTES
+        if rate is not None:
+            everybody = rate + sum(self._rate_now(run, now_seconds) for run in self.runs)
+            seconds_left = self._waiting_bytes(mirror) / everybody
+            seconds = min(RUN_SECONDS, max(SHORTEST_RUN_SECONDS, FAIR_SHARE * seconds_left))
+            wanted = min(rate * seconds, LONGEST_RUN_BYTES)
+        return max(1, int(wanted // job.grid.piece_length))
+
+    def _waiting_bytes(self, mirror: Mirror) -> int:
+        """Return how much there is to hand out to a mirror, of all files."""
+        return sum(
+            (end - first) * job.grid.piece_length
+            for job in self.jobs
+            if mirror in job.mirrors
+            for first, end in job.waiting
+        )
 
     def _steal(self, mirror: Mirror, now_seconds: float) -> Run | None:
         candidates = [
@@ -165,7 +215,7 @@ class Schedule:
             for run in self.runs
             if mirror in self.jobs[run.job].mirrors
             and not run.is_race
-            and now_seconds - run.began_seconds >= SETTLE_SECONDS
+            and (self._is_settled(run, now_seconds) or self._rate_of(run.mirror))
         ]
         candidates.sort(key=lambda run: -self._seconds_left(run, now_seconds))
         for victim in candidates:
@@ -177,7 +227,7 @@ class Schedule:
 
     def _take_from(self, victim: Run, mirror: Mirror, now_seconds: float) -> Run | None:
         piece = self.jobs[victim.job].grid.piece_length
-        mine = self._rate_of(mirror) or self._usual_rate()
+        mine = self._expected_rate(mirror, now_seconds)
         theirs = max(self._rate_now(victim, now_seconds), 1.0)
         left = self._seconds_left(victim, now_seconds)
         not_begun = victim.end - victim.next - 1
@@ -187,21 +237,41 @@ class Schedule:
                 return None
             victim.end -= share
             return Run(victim.job, mirror, victim.end, victim.end + share, now_seconds)
-        is_raced = any(run.is_race and run.job == victim.job and run.next == victim.next for run in self.runs)
-        if is_raced or left < RACE_FACTOR * (REQUEST_SECONDS + piece / mine):
+        if not self._is_settled(victim, now_seconds):
+            return None
+        runners = [run for run in self.runs if run.job == victim.job and run.next == victim.next]
+        soonest = min(self._seconds_left(run, now_seconds) for run in runners)
+        if soonest < RACE_FACTOR * (REQUEST_SECONDS + piece / mine):
             return None
         return Run(victim.job, mirror, victim.next, victim.next + 1, now_seconds, is_race=True)
 
-    def _usual_rate(self) -> float:
-        rates = [rate for rate in map(self._rate_of, {run.mirror for run in self.runs}) if rate]
-        return sum(rates) / len(rates) if rates else float(MIB)
+    def _expected_rate(self, mirror: Mirror, now_seconds: float) -> float:
+        """Return what a new connection to a mirror is likely to reach: what its others do, or else anybody's."""
+        known = self._rate_of(mirror)
+        if known:
+            return known
+        rates = {
+            run: run.recent_rate(now_seconds)
+            for run in self.runs
+            if self._is_settled(run, now_seconds) and not self._is_silent(run, now_seconds)
+        }
+        own = [rate for run, rate in rates.items() if run.mirror == mirror]
+        return max(own, default=0.0) or self._seen_rates.get(mirror) or max(rates.values(), default=0.0) or float(MIB)
 
     def _rate_now(self, run: Run, now_seconds: float) -> float:
         """Return what a run's connection reaches: measured once there is something to measure."""
-        elapsed = now_seconds - run.began_seconds
-        if elapsed < SETTLE_SECONDS:
-            return self._rate_of(run.mirror) or self._usual_rate()
-        return run.received_bytes / elapsed
+        if not self._is_settled(run, now_seconds):
+            return self._expected_rate(run.mirror, now_seconds)
+        return 0.0 if self._is_silent(run, now_seconds) else run.recent_rate(now_seconds)
+
+    @staticmethod
+    def _is_settled(run: Run, now_seconds: float) -> bool:
+        return now_seconds - run.began_seconds >= SETTLE_SECONDS
+
+    def _is_silent(self, run: Run, now_seconds: float) -> bool:
+        rate = self._rate_of(run.mirror)
+        patience = max(SILENT_SECONDS, min(SILENT_BYTES / rate, MOST_SILENT_SECONDS) if rate else 0.0)
+        return now_seconds - run.heard_seconds >= patience
 
     def _seconds_left(self, run: Run, now_seconds: float) -> float:
         grid = self.jobs[run.job].grid

@@ -7,6 +7,7 @@ the n-th time. Unset, reaching a place costs a comparison. The places are listed
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 
@@ -35,8 +36,8 @@ _reached = 0
 
 def _armed(value: str) -> tuple[str, int]:
     name, _, count = value.partition(":")
-    if value and name not in CRASH_POINTS:
-        raise SystemExit(f"{VARIABLE}={value}: expected one of {', '.join(CRASH_POINTS)}")
+    if value and (name not in CRASH_POINTS or not re.fullmatch(r"[1-9][0-9]{0,8}", count or "1")):
+        raise SystemExit(f"{VARIABLE}={value}: expected name or name:n, the name one of {', '.join(CRASH_POINTS)}")
     return name, int(count or 1)
 
 

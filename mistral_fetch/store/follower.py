@@ -127,7 +127,7 @@ class PrefixFollower:
                     self._wait()
                 else:
                     self._follow(file)
-        except OSError as error:
+        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
             with self._state:
                 self._error = error
                 self._state.notify_all()
@@ -144,7 +144,12 @@ class PrefixFollower:
     def _follow(self, file: _Progress) -> None:
         """Hash whole pieces as long as there are any without a gap."""
         generation = file.generation
-        descriptor = os.open(file.partial.data_path, os.O_RDONLY)
+        try:
+            descriptor = os.open(file.partial.data_path, os.O_RDONLY)
+        except FileNotFoundError:
+            if file.generation == file.partial.generation:
+                raise
+            return  # discarded since it was looked at
         try:
             while not self._is_over and file.available() > file.position and file.generation == generation:
                 self._hash_piece(file, descriptor)

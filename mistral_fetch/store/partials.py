@@ -90,6 +90,8 @@ class Partial:
         self._unflushed: dict[int, str] = {}
         self._unflushed_bytes = 0
         self._being_written: set[int] = set()
+        self._opening = 0
+        """Which opening of the data file is in use: what was written through an earlier one does not count."""
         self._put_here: dict[int, str] = {}
         self._rehashed: dict[int, str] = {}
         self._frontier = 0
@@ -190,12 +192,12 @@ class Partial:
             if not self._claim(index):
                 return False
             try:
-                self._write(span.start, data)
+                opening = self._write(span.start, data)
             except BaseException:
                 self._being_written.discard(index)
                 raise
         reached("piece-written")
-        if self._count(index, sha256, span.length, source) >= BATCH_BYTES:
+        if self._count(index, sha256, span.length, source, opening) >= BATCH_BYTES:
             self.flush()
         return True
 
@@ -206,9 +208,11 @@ class Partial:
             self._being_written.add(index)
             return True
 
-    def _count(self, index: int, sha256: str, length: int, source: str) -> int:
+    def _count(self, index: int, sha256: str, length: int, source: str, opening: int) -> int:
         with self.changed:
             self._being_written.discard(index)
+            if opening != self._opening:
+                return 0  # it went into a file that was discarded, or through a sync that failed: it is missing
             self._unflushed[index] = sha256
             self._put_here[index] = source
             self._unflushed_bytes += length
@@ -233,7 +237,8 @@ class Partial:
 
     def close_without_recording(self) -> None:
         """Close the files and forget what was not flushed, as after a disk error."""
-        with self._flush_lock, self.changed:
+        # Nobody is writing: a number that the system gives to another file at once must not be written to.
+        with self._flush_lock, self._write_lock, self.changed:
             self._forget_unflushed()
             self._close_journal()
             if self._descriptor is not None:
@@ -320,6 +325,9 @@ class Partial:
     def remove(self) -> None:
         """Delete the partial and its directory."""
         self.close_without_recording()
+        if self._private_name and self.committed is None:
+            self.data_path.unlink(missing_ok=True)
+            return  # the rest is another process's, which is still at work
         with disk_errors("removing a finished download", self.directory):
             if self.directory.is_dir():
                 shutil.rmtree(self.directory, ignore_errors=True)  # a process that lost the race may be writing in it
@@ -399,14 +407,16 @@ class Partial:
                 if not is_alive(path.name.split("-")[1]):
                     path.unlink(missing_ok=True)  # of use to nobody
 
-    def _write(self, offset: int, data: bytes | bytearray | memoryview) -> None:
-        descriptor = self._open()
+    def _write(self, offset: int, data: bytes | bytearray | memoryview) -> int:
         view = memoryview(data)
         # One writer at a time: Linux makes the writers of one file wait for each other anyway, and spin meanwhile.
         with self._write_lock:
+            with self.changed:
+                descriptor, opening = self._open(), self._opening
             while view:
                 written = os.pwrite(descriptor, view, offset)
                 view, offset = view[written:], offset + written
+        return opening
 
     def _flush(self) -> None:
         with self.changed:
@@ -455,6 +465,7 @@ class Partial:
             return False
 
     def _forget_unflushed(self) -> None:
+        self._opening += 1
         if self._unflushed:
             self._lose()
         self._unflushed = {}
