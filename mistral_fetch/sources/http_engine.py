@@ -267,14 +267,14 @@ class ParallelFetch:
         """Return how much to read at once, or None for as much as there is."""
         return self._limit.chunk_bytes
 
-    def piece_is_whole(self, run: Run, data: memoryview, seconds: float) -> None:
+    def piece_is_whole(self, run: Run, index: int, data: memoryview, seconds: float) -> None:
         """Verify and keep a piece, and tell everybody.
 
         Raises:
             PieceMismatch: It is wrong.
             StoreError: The disk refused.
         """
-        job, mirror, index = self._jobs[run.job], _mirror_of(run), run.next
+        job, mirror = self._jobs[run.job], _mirror_of(run)
         partial = job.target.partial
         partial.put(index, data, redact(job.addresses[mirror].url))
         with self._state:
