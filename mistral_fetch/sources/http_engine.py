@@ -35,6 +35,8 @@ from mistral_fetch.units import MIB
 
 # Pieces in flight, all connections together: what bounds the memory of a transfer.
 BUFFER_BYTES = 96 * MIB
+# How long a mirror that has too many connections is left alone, if it does not say so itself.
+REFUSED_SECONDS = 1.0
 _TICK_SECONDS = 0.1
 _FLUSH_SECONDS = 10.0
 
@@ -318,7 +320,8 @@ class ParallelFetch:
             mirror.backoff.progressed()
         if mirror.is_refusing(error):
             mirror.growth.refused(mirror.active)
-            mirror.not_before_seconds = now + min(getattr(error, "retry_after_seconds", None) or 1.0, 60.0)
+            # Whether it asks for too much patience is decided once it refuses the only connection.
+            mirror.not_before_seconds = now + (mirror.backoff.accepted_wait(error) or REFUSED_SECONDS)
             return None  # the others go on; this connection was one too many
         delay = mirror.delay_after(error, asked, now)
         request.is_useless = delay is None
