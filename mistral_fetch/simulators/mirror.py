@@ -82,6 +82,7 @@ class MirrorSimulator:
         self.gate = Gate(max_connections)
         self.retry_after_seconds = retry_after_seconds
         self._scripts = FaultScripts()
+        self._etags: dict[str, tuple[bytes, str]] = {}
         self._lock = threading.Lock()
         self._server = Server(listen, self)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
@@ -172,7 +173,11 @@ class MirrorSimulator:
         if data is None:
             return None
         kind = mimetypes.guess_type(path)[0] or "application/octet-stream"
-        return Content(data, f'"{hashlib.sha256(data).hexdigest()[:32]}"', content_type=kind)
+        hashed, etag = self._etags.get(path, (None, ""))
+        if hashed is not data:  # once, and again where a test has put other bytes there
+            etag = f'"{hashlib.sha256(data).hexdigest()[:32]}"'
+            self._etags[path] = data, etag
+        return Content(data, etag, content_type=kind)
 
     def record(self, request: SeenRequest) -> ServedRequest:
         """Take note of a request."""

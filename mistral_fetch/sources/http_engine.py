@@ -37,6 +37,8 @@ from mistral_fetch.units import MIB
 BUFFER_BYTES = 96 * MIB
 # How far a transfer may run ahead of the hash of its whole file: enough that the latter never waits.
 MOST_LAG_BYTES = 256 * MIB
+# How long a mirror that has too many connections is left alone, if it does not say so itself.
+REFUSED_SECONDS = 1.0
 _TICK_SECONDS = 0.1
 _FLUSH_SECONDS = 10.0
 
@@ -268,14 +270,14 @@ class ParallelFetch:
         """Return how much to read at once, or None for as much as there is."""
         return self._limit.chunk_bytes
 
-    def piece_is_whole(self, run: Run, data: memoryview, seconds: float) -> None:
+    def piece_is_whole(self, run: Run, index: int, data: memoryview, seconds: float) -> None:
         """Verify and keep a piece, and tell everybody.
 
         Raises:
             PieceMismatch: It is wrong.
             StoreError: The disk refused.
         """
-        job, mirror, index = self._jobs[run.job], _mirror_of(run), run.next
+        job, mirror = self._jobs[run.job], _mirror_of(run)
         partial = job.target.partial
         partial.put(index, data, redact(job.addresses[mirror].url))
         with self._state:
@@ -326,7 +328,8 @@ class ParallelFetch:
             mirror.backoff.progressed()
         if mirror.is_refusing(error):
             mirror.growth.refused(mirror.active)
-            mirror.not_before_seconds = now + min(getattr(error, "retry_after_seconds", None) or 1.0, 60.0)
+            # Whether it asks for too much patience is decided once it refuses the only connection.
+            mirror.not_before_seconds = now + (mirror.backoff.accepted_wait(error) or REFUSED_SECONDS)
             return None  # the others go on; this connection was one too many
         delay = mirror.delay_after(error, asked, now)
         request.is_useless = delay is None

@@ -46,7 +46,7 @@ class Fetcher(Protocol):
     def received(self, run: Run, length: int) -> bool:
         """Count bytes; return whether the run is still wanted."""
 
-    def piece_is_whole(self, run: Run, data: memoryview, seconds: float) -> None:
+    def piece_is_whole(self, run: Run, index: int, data: memoryview, seconds: float) -> None:
         """Verify and keep a piece."""
 
 
@@ -108,7 +108,11 @@ class RangeRequest:
             MirrorError, IntegrityError, AccessError: This mirror does not deliver.
             StoreError: The disk refused.
         """
-        wanted = self._wanted()
+        # Read once: whoever wins a race for the last piece moves this run on from another thread.
+        first, end = self._run.next, self._run.end
+        if first >= end:
+            return
+        wanted = self._wanted(first, end)
         headers = {} if wanted.is_whole else {"Range": wanted.range_header(), **self._condition()}
         meter = ReceivedMeter(self._mirror.host, self._target.entry.path, fetcher.report)
         try:
@@ -118,14 +122,14 @@ class RangeRequest:
                     self._mirror.is_connected = True
                     fetcher.report(SourceConnected(self._mirror.host))
                 self._answer = answer
-                self._receive(wanted, body, answer, fetcher, meter.count)
+                self._receive(wanted, first, body, answer, fetcher, meter.count)
         finally:
             self._answer = None
             meter.flush()
 
-    def _wanted(self) -> Wanted:
+    def _wanted(self, first: int, end: int) -> Wanted:
         grid = self._target.partial.grid
-        span = Span(grid.span(self._run.next).start + self.filled, grid.span(self._run.end - 1).end)
+        span = Span(grid.span(first).start + self.filled, grid.span(end - 1).end)
         path, url, member = self._target.entry.path, self._address.url, self._address.member
         if not member:
             return Wanted(path, grid.size, span, is_pinned=True)
@@ -159,14 +163,15 @@ class RangeRequest:
         return body
 
     def _receive(
-        self, wanted: Wanted, body: Span, answer: Answer, fetcher: Fetcher, count: Callable[[int], None]
+        self, wanted: Wanted, index: int, body: Span, answer: Answer, fetcher: Fetcher, count: Callable[[int], None]
     ) -> None:
         grid, run = self._target.partial.grid, self._run
         position, began = body.start, time.monotonic()
         started, start = began, body.start
         is_wanted = True
         while is_wanted and position < body.end:
-            piece = grid.span(run.next)
+            # Not the run's next one: a race that is lost meanwhile would give these bytes another piece's number.
+            piece = grid.span(index)
             most = fetcher.chunk_bytes or _chunk_bytes(position - start, time.monotonic() - started)
             room = min(piece.length - self.filled, body.end - position, most)
             length = answer.read_into(self._buffer[self.filled : self.filled + room])
@@ -180,8 +185,8 @@ class RangeRequest:
                 if position == wanted.size and answer.content_length is None:
                     self._refuse_surplus(wanted, answer)
                 now = time.monotonic()
-                fetcher.piece_is_whole(run, self.buffered, now - began)
-                self.filled, began = 0, now
+                fetcher.piece_is_whole(run, index, self.buffered, now - began)
+                self.filled, began, index = 0, now, index + 1
                 is_wanted = is_wanted and run.next < run.end
         if is_wanted and position < body.end:
             raise self._ended_early(wanted, position)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -194,6 +195,16 @@ def test_a_mirror_that_fails_is_explained_and_the_next_run_succeeds(
         puller.assert_nothing_published()
         mirror.always("model/weights.bin", Fault())
         puller.assert_exact(puller(mirror.url("model.meta4")), PUBLISHER)
+
+
+def test_a_mirror_that_asks_for_more_patience_than_there_is_is_given_up_at_once(puller: Puller) -> None:
+    with PUBLISHER.serve() as mirror:
+        # Two files, so that the refused connection is not the only one.
+        mirror.always("model/weights.bin", Fault(status=503, headers={"Retry-After": "99999"}))
+        began = time.monotonic()
+        with pytest.raises(MistralFetchError, match="answered 503"):
+            puller(mirror.url("model.meta4"))
+        assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize(
