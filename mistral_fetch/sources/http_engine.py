@@ -99,6 +99,7 @@ class ParallelFetch:
                 for job in jobs
             ],
             lambda mirror: mirror.rate_bytes_per_second if isinstance(mirror, MirrorState) else None,
+            lambda mirror: mirror.request_seconds if isinstance(mirror, MirrorState) else None,
         )
         self._mirrors = list(dict.fromkeys(mirror for job in jobs for mirror in job.addresses))
         self._state = threading.Condition()

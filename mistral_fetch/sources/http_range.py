@@ -114,9 +114,11 @@ class RangeRequest:
             return
         wanted = self._wanted(first, end)
         headers = {} if wanted.is_whole else {"Range": wanted.range_header(), **self._condition()}
+        asked = time.monotonic()
         meter = ReceivedMeter(self._mirror.host, self._target.entry.path, fetcher.report)
         try:
             with self._client.stream(self._address.url, headers) as answer:
+                self._mirror.answered(time.monotonic() - asked)
                 body = self._check(wanted, answer)
                 if not self._mirror.is_connected:
                     self._mirror.is_connected = True

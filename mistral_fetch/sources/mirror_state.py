@@ -68,6 +68,8 @@ class MirrorState:
     """What one connection reaches, smoothed; at first what it reached in earlier transfers."""
     measured_rate: float | None = None
     """The same, of this transfer alone."""
+    request_seconds: float | None = None
+    """How long it takes to begin an answer, connecting included, smoothed."""
     active: int = 0
     not_before_seconds: float = 0.0
     is_connected: bool = False
@@ -84,6 +86,11 @@ class MirrorState:
         """Count bytes that came."""
         self.received_bytes += length
         self.growth.received(length)
+
+    def answered(self, seconds: float) -> None:
+        """Learn how long an answer took to begin."""
+        known = self.request_seconds
+        self.request_seconds = seconds if known is None else known + _SMOOTHING * (seconds - known)
 
     def delivered(self, length: int, seconds: float) -> None:
         """Learn from a piece that one connection brought in ``seconds``."""

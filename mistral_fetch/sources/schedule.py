@@ -15,9 +15,12 @@ from dataclasses import dataclass, field
 from mistral_fetch.spans import PieceGrid, Span
 from mistral_fetch.units import KIB, MIB
 
-# A request and a new connection for each run must not be felt; whoever hashes the file must not fall far behind.
+# A request and a new connection for each run must not be felt: it lasts so many times what asking for it took. Not
+# longer, because whoever hashes the file waits for the first of the runs under way.
+RUN_PER_REQUEST = 25.0
+LEAST_RUN_SECONDS = 0.25
 RUN_SECONDS = 8.0
-LONGEST_RUN_BYTES = 128 * MIB
+LONGEST_RUN_BYTES = 256 * MIB
 # A run shorter than this pays its request too often even at the end; a longer one is taken apart by others then.
 SHORTEST_RUN_SECONDS = 1.0
 # How much of the time that is left a run may take: so the last ones end together, however unlike their mirrors are.
@@ -104,18 +107,21 @@ class Schedule:
     Args:
         jobs: Each file's grid, missing pieces in order, and the mirrors that may have it.
         rate_of: The rate, in bytes per second, that one connection to a mirror reaches; None while unknown.
+        request_seconds_of: How long a mirror takes to begin an answer; None while unknown.
     """
 
     def __init__(
         self,
         jobs: Iterable[tuple[PieceGrid, Sequence[int], Iterable[Mirror]]],
         rate_of: Callable[[Mirror], float | None],
+        request_seconds_of: Callable[[Mirror], float | None] = lambda _: None,
     ) -> None:
         self.jobs = [
             Job(grid, set(mirrors), _ranges(missing), missing_count=len(missing)) for grid, missing, mirrors in jobs
         ]
         self.runs: list[Run] = []
         self._rate_of = rate_of
+        self._request_seconds_of = request_seconds_of
         self._seen_rates: dict[Mirror, float] = {}
 
     @property
@@ -196,9 +202,15 @@ class Schedule:
         if rate is not None:
             everybody = rate + sum(self._rate_now(run, now_seconds) for run in self.runs)
             seconds_left = self._waiting_bytes(mirror) / everybody
-            seconds = min(RUN_SECONDS, max(SHORTEST_RUN_SECONDS, FAIR_SHARE * seconds_left))
+            longest = self._worthwhile_seconds(mirror)
+            seconds = min(longest, max(SHORTEST_RUN_SECONDS, FAIR_SHARE * seconds_left))
             wanted = min(rate * seconds, LONGEST_RUN_BYTES)
         return max(1, int(wanted // job.grid.piece_length))
+
+    def _worthwhile_seconds(self, mirror: Mirror) -> float:
+        """Return how long a run may last: as long as it takes for its request not to matter."""
+        request = self._request_seconds_of(mirror)
+        return RUN_SECONDS if request is None else min(RUN_SECONDS, max(LEAST_RUN_SECONDS, RUN_PER_REQUEST * request))
 
     def _waiting_bytes(self, mirror: Mirror) -> int:
         """Return how much there is to hand out to a mirror, of all files."""

@@ -110,6 +110,8 @@ class PrefixFollower:
         left_out = [index for index, sha256 in enumerate(file.pieces) if sha256 == UNHASHED]
         if len(left_out) > MAKE_UP_SHARE * len(file.pieces):
             return PieceHashes(0, ())
+        if not left_out:
+            return PieceHashes(file.partial.grid.piece_length, tuple(file.pieces))
         made_up = hash_pieces(file.partial.data_path, [file.partial.grid.span(index) for index in left_out])
         for index, sha256 in zip(left_out, made_up, strict=True):
             file.pieces[index] = sha256

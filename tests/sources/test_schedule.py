@@ -420,3 +420,19 @@ def test_whatever_mirrors_do_every_piece_comes_as_long_as_one_lives(
     assert_each_once(world)
     assert {(n, i) for n, (_, missing, _) in enumerate(jobs) for i in missing} == set(world.delivered)
     assert world.schedule.runs == []
+
+
+@pytest.mark.parametrize(
+    "request_seconds, pieces",
+    [
+        (0.001, 5),  # next door: a quarter of a second is long enough
+        (0.04, 20),  # 25 times what the request took
+        (5.0, 160),  # never longer than some seconds
+    ],
+)
+def test_a_run_lasts_so_long_that_its_request_does_not_matter(request_seconds: float, pieces: int) -> None:
+    grid = PieceGrid(5000 * MIB, MIB)
+    schedule = Schedule([(grid, range(5000), [A])], lambda _: 20.0 * MIB, lambda _: request_seconds)
+    run = schedule.take(A, 100.0)
+    assert run is not None
+    assert run.end - run.next == pieces
