@@ -114,9 +114,13 @@ class HttpSource:
                 stop,
             ).run()
         for job in jobs:
-            mirrors = job.whole_only if job in parallel else [m for m, at in job.addresses.items() if not at.member]
-            if job.target.partial.missing_pieces():
-                self._fetch_in_order(job, mirrors, report, stop)
+            if not job.target.partial.missing_pieces():
+                continue
+            if job not in parallel:
+                self._fetch_in_order(job, [m for m, at in job.addresses.items() if not at.member], report, stop)
+            elif job.whole_only:
+                self._fetch_in_order(job, job.whole_only, report, stop)
+            # Else another process discarded the file meanwhile, or writes it: what was lost is fetched again.
 
     def _job(self, target: Target) -> FileJob:
         job = FileJob(target)
