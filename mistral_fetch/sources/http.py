@@ -119,9 +119,13 @@ class HttpSource:
                 stop,
             ).run()
         for job in jobs:
-            mirrors = job.whole_only if job in parallel else [m for m, at in job.addresses.items() if not at.member]
-            if job.target.partial.missing_pieces():
-                self._fetch_in_order(job, mirrors, report, stop)
+            if not job.target.partial.missing_pieces():
+                continue
+            if job not in parallel:
+                self._fetch_in_order(job, [m for m, at in job.addresses.items() if not at.member], report, stop)
+            elif job.whole_only:
+                self._fetch_in_order(job, job.whole_only, report, stop)
+            # Else another process discarded the file meanwhile, or writes it: what was lost is fetched again.
 
     def _job(self, target: Target) -> FileJob:
         job = FileJob(target)
@@ -149,7 +153,7 @@ class HttpSource:
             if mirror.received_bytes or mirror.failure_count:
                 lied = mirror.origin in self._liars
                 self._scores.learn(mirror.origin, mirror.measured_rate, mirror.failure_count, lied=lied)
-        self._mirrors = {}
+            mirror.received_bytes = mirror.failure_count = 0
 
     def _mirror(self, origin: str, number: int, address: MirrorUrl) -> MirrorState:
         """Return what is known of a mirror; several addresses of one file on one host count as several mirrors."""

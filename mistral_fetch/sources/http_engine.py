@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from mistral_fetch.errors import (
     AccessError,
     IntegrityError,
+    Interrupted,
     MirrorError,
     MistralFetchError,
     PieceMismatch,
@@ -37,10 +38,10 @@ from mistral_fetch.units import MIB
 BUFFER_BYTES = 96 * MIB
 # How far a transfer may run ahead of the hash of its whole file: enough that the latter never waits.
 MOST_LAG_BYTES = 256 * MIB
-# How long a mirror that has too many connections is left alone, if it does not say so itself.
-REFUSED_SECONDS = 1.0
 _TICK_SECONDS = 0.1
 _FLUSH_SECONDS = 10.0
+# How long the end waits for connections that are only being made.
+_LEAVE_SECONDS = 0.5
 
 
 @dataclass(eq=False)
@@ -91,8 +92,9 @@ class ParallelFetch:
         self._archives, self._liars = archives, liars
         self._report_lock = threading.Lock()
         self._raw_report = report
-        longest = max(job.target.partial.grid.piece_length for job in jobs)
-        self._connections = max(1, min(connections, BUFFER_BYTES // longest))
+        grids = [job.target.partial.grid for job in jobs]
+        self._piece_bytes = max(min(grid.piece_length, grid.size) for grid in grids)
+        self._connections = max(1, min(connections, BUFFER_BYTES // max(self._piece_bytes, 1)))
         self._schedule = Schedule(
             [
                 (job.target.partial.grid, job.target.partial.missing_pieces(), job.addresses.keys() - set(job.reserve))
@@ -144,9 +146,7 @@ class ParallelFetch:
         with self._state:
             for mirror in self._mirrors:
                 mirror.growth.observe(now)
-            wanted = min(
-                self._connections, sum(mirror.growth.limit for mirror in self._mirrors if not mirror.is_given_up)
-            )
+            wanted = min(self._connections, sum(mirror.growth.limit for mirror in self._mirrors))
             for _ in range(wanted - len(self._workers)):
                 worker = threading.Thread(target=self._work, name="connection", daemon=True)
                 self._workers.append(worker)
@@ -169,13 +169,14 @@ class ParallelFetch:
 
     def _report_progress(self) -> None:
         with self._state:
-            flying: dict[int, int] = {}
+            # What is present first: a piece that becomes whole meanwhile must not be counted twice.
+            present = {run.job: self._jobs[run.job].target.partial.present_bytes for run in self._open}
+            flying = dict.fromkeys(present, 0)
             for run, request in self._open.items():
                 if not run.is_race:
-                    flying[run.job] = flying.get(run.job, 0) + request.filled
+                    flying[run.job] += request.filled
         for number, length in flying.items():
-            target = self._jobs[number].target
-            self.report(Progress(target.entry.path, target.partial.present_bytes, length))
+            self.report(Progress(self._jobs[number].target.entry.path, present[number], length))
 
     def _end(self) -> None:
         with self._state:
@@ -183,17 +184,25 @@ class ParallelFetch:
             for request in self._open.values():
                 request.abort()
             self._state.notify_all()
-        for worker in self._workers:
-            worker.join()
+        has_broken, began = False, time.monotonic()
+        while alive := [worker for worker in self._workers if worker.is_alive()]:
+            alive[0].join(_TICK_SECONDS / 2)
+            with self._state:
+                asking = sum(not request.has_answer for request in self._open.values())
+            if asking < len(alive):
+                continue  # what was received is still being kept
+            if not has_broken:
+                self._client.break_connections()
+                has_broken = True
+            elif time.monotonic() - began > _LEAVE_SECONDS:
+                return  # a connection that is still being made cannot be broken; who makes it will not be wanted
 
     def _work(self) -> None:
         buffer: memoryview | None = None
         try:
             while (run := self._next_run()) is not None:
                 if buffer is None:
-                    longest = max(job.target.partial.grid.piece_length for job in self._jobs)
-                    largest = max(job.target.partial.grid.size for job in self._jobs)
-                    buffer = memoryview(bytearray(min(longest, largest)))
+                    buffer = memoryview(bytearray(self._piece_bytes))
                 self._fetch(run, buffer)
         except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
             with self._state:
@@ -226,7 +235,7 @@ class ParallelFetch:
         with self._state:
             self._open[run] = request
         try:
-            while not self._is_run_over(run):
+            while self.is_wanted(run):
                 asked = time.monotonic()
                 try:
                     request.ask(self)
@@ -242,36 +251,37 @@ class ParallelFetch:
                 self._schedule.release(run)
                 self._state.notify_all()
 
-    def _is_run_over(self, run: Run) -> bool:
+    def is_wanted(self, run: Run) -> bool:
+        """Return whether the run is still wanted."""
         with self._state:
-            return run.next >= run.end or run.is_abandoned or self._is_over or self._stop.is_set()
+            return not (run.is_abandoned or run.next >= run.end or self._is_over or self._stop.is_set())
 
     def _pause(self, run: Run, seconds: float) -> None:
         deadline = time.monotonic() + seconds
         with self._state:
-            while (left := deadline - time.monotonic()) > 0:
-                if run.is_abandoned or run.next >= run.end or self._is_over or self._stop.is_set():
-                    return
+            while (left := deadline - time.monotonic()) > 0 and self.is_wanted(run):
                 self._state.wait(min(left, _TICK_SECONDS))
 
     def received(self, run: Run, length: int) -> bool:
         """Count bytes and pay for them; return whether the run is still wanted."""
         mirror = _mirror_of(run)
-        self._limit.take(length, self._check_wanted)
+        self._limit.take(length, lambda: self._check_wanted(run))
         with self._state:
             run.received(length, time.monotonic())
             mirror.received(length)
-            return not (run.is_abandoned or run.next >= run.end or self._is_over or self._stop.is_set())
+            return self.is_wanted(run)
 
-    def _check_wanted(self) -> None:
+    def _check_wanted(self, run: Run) -> None:
         self._stop.check()
+        if not self.is_wanted(run):  # to pay for the bytes of a lost race would hold up the end
+            raise Interrupted("a download was broken off", detail="it is not needed any more", hint="nothing to do")
 
     @property
     def chunk_bytes(self) -> int | None:
         """Return how much to read at once, or None for as much as there is."""
         return self._limit.chunk_bytes
 
-    def piece_is_whole(self, run: Run, index: int, data: memoryview, seconds: float) -> None:
+    def piece_is_whole(self, run: Run, index: int, data: memoryview, fresh_bytes: int, seconds: float) -> None:
         """Verify and keep a piece, and tell everybody.
 
         Raises:
@@ -282,7 +292,7 @@ class ParallelFetch:
         partial = job.target.partial
         partial.put(index, data, redact(job.addresses[mirror].url))
         with self._state:
-            mirror.delivered(len(data), seconds)
+            mirror.delivered(fresh_bytes, seconds)
             for loser in self._schedule.piece_done(run, index):
                 if loser in self._open:
                     self._open[loser].abort()
@@ -292,7 +302,7 @@ class ParallelFetch:
 
     def _wait_for_follower(self, run: Run, partial: Partial) -> None:
         """Let whoever hashes the whole file keep up: the transfer is not over before that, and needs its processor."""
-        while partial.lag_bytes() >= MOST_LAG_BYTES and not self._is_run_over(run):
+        while partial.lag_bytes() >= MOST_LAG_BYTES and self.is_wanted(run):
             with partial.changed:
                 partial.changed.wait(_TICK_SECONDS)
 
@@ -303,16 +313,17 @@ class ParallelFetch:
             MistralFetchError: The disk, or no mirror is left for the file.
         """
         mirror, job = _mirror_of(run), self._jobs[run.job]
-        if self._is_run_over(run):
+        if not self.is_wanted(run):
             return None  # broken off by ourselves
         if not isinstance(error, (MirrorError, IntegrityError, AccessError)):
             raise error
         now = time.monotonic()
         with self._state:
+            is_echo = isinstance(error, MirrorError) and mirror.is_echo(error, asked)
             delay = self._delay(mirror, request, error, asked, now)
         if isinstance(error, PieceMismatch):
-            report_lie(job.target, run.next, request.buffered, mirror.host, self.report)
-        else:
+            report_lie(job.target, run.next, request.handed_on, mirror.host, self.report)
+        elif not is_echo:  # sixteen connections that break together are one line
             reason = f"{error.what}: {error.detail}"
             self.report(SourceFailed(mirror.host, reason, will_retry=delay is not None or not request.is_useless))
         if delay is None and request.is_useless:
@@ -328,9 +339,7 @@ class ParallelFetch:
         if request.has_advanced():
             mirror.backoff.progressed()
         if mirror.is_refusing(error):
-            mirror.growth.refused(mirror.active)
-            # Whether it asks for too much patience is decided once it refuses the only connection.
-            mirror.not_before_seconds = now + (mirror.backoff.accepted_wait(error) or REFUSED_SECONDS)
+            mirror.refused(error, now)
             return None  # the others go on; this connection was one too many
         delay = mirror.delay_after(error, asked, now)
         request.is_useless = delay is None

@@ -46,8 +46,11 @@ class Fetcher(Protocol):
     def received(self, run: Run, length: int) -> bool:
         """Count bytes; return whether the run is still wanted."""
 
-    def piece_is_whole(self, run: Run, index: int, data: memoryview, seconds: float) -> None:
-        """Verify and keep a piece."""
+    def is_wanted(self, run: Run) -> bool:
+        """Return whether the run is still wanted."""
+
+    def piece_is_whole(self, run: Run, index: int, data: memoryview, fresh_bytes: int, seconds: float) -> None:
+        """Verify and keep a piece, of which so many bytes came in so many seconds; the others came before."""
 
 
 class RangeRequest:
@@ -79,15 +82,17 @@ class RangeRequest:
         self._buffer = buffer
         self._answer: Answer | None = None
         self._forgiven = 0
+        self.handed_on = buffer[:0]
+        """The last piece that was whole."""
         self.filled = 0
-        """How many bytes of the piece being fetched are in the buffer."""
+        """How many bytes of the piece being fetched are in the buffer; none once it is whole and handed on."""
         self.is_useless = False
         """Asking this mirror for this file again cannot help."""
 
     @property
-    def buffered(self) -> memoryview:
-        """Return what came of the piece being fetched."""
-        return self._buffer[: self.filled]
+    def has_answer(self) -> bool:
+        """Return whether a body is being received; before that, nothing is kept."""
+        return self._answer is not None
 
     def has_advanced(self) -> bool:
         """Return whether enough came since this was asked last that earlier failures are forgiven."""
@@ -124,7 +129,8 @@ class RangeRequest:
                     self._mirror.is_connected = True
                     fetcher.report(SourceConnected(self._mirror.host))
                 self._answer = answer
-                self._receive(wanted, first, body, answer, fetcher, meter.count)
+                if fetcher.is_wanted(self._run):  # it may be long since this was asked
+                    self._receive(wanted, first, body, answer, fetcher, meter.count)
         finally:
             self._answer = None
             meter.flush()
@@ -168,7 +174,7 @@ class RangeRequest:
         self, wanted: Wanted, index: int, body: Span, answer: Answer, fetcher: Fetcher, count: Callable[[int], None]
     ) -> None:
         grid, run = self._target.partial.grid, self._run
-        position, began = body.start, time.monotonic()
+        position, began, had_come = body.start, time.monotonic(), self.filled
         started, start = began, body.start
         is_wanted = True
         while is_wanted and position < body.end:
@@ -187,8 +193,9 @@ class RangeRequest:
                 if position == wanted.size and answer.content_length is None:
                     self._refuse_surplus(wanted, answer)
                 now = time.monotonic()
-                fetcher.piece_is_whole(run, index, self.buffered, now - began)
-                self.filled, began, index = 0, now, index + 1
+                self.handed_on, self.filled = self._buffer[: self.filled], 0
+                fetcher.piece_is_whole(run, index, self.handed_on, piece.length - had_come, now - began)
+                began, had_come, index = now, 0, index + 1
                 is_wanted = is_wanted and run.next < run.end
         if is_wanted and position < body.end:
             raise self._ended_early(wanted, position)

@@ -15,6 +15,9 @@ GROWTH_SECONDS = 1.0
 WORTHWHILE = 1.1
 # A line that has changed is found out about after this long.
 SETTLED_SECONDS = 30.0
+# How long no further connection is tried after one was too many, where the mirror does not say.
+REFUSED_SECONDS = 1.0
+MOST_REFUSED_SECONDS = 60.0
 _SMOOTHING = 0.3
 _BUSY = {429, 503}
 
@@ -42,8 +45,8 @@ class Growth:
             return
         rate, had_begun = self._window_bytes / elapsed, self._window_began > 0
         self._window_began, self._window_bytes = now_seconds, 0
-        if not had_begun or now_seconds < self._settled_until:
-            return
+        if not had_begun or rate == 0 or now_seconds < self._settled_until:
+            return  # before its first byte, or in a pause, a mirror says nothing about its connections
         if rate > self._best_rate * WORTHWHILE:
             self._best_rate, self._previous = rate, self.limit
             self.limit = min(2 * self.limit, self.most)
@@ -53,7 +56,8 @@ class Growth:
 
     def refused(self, active: int) -> None:
         """The mirror said that there are too many: never so many again."""
-        self.most = self.limit = max(1, active - 1)
+        self.most = min(self.most, max(1, active - 1))
+        self.limit = min(self.limit, self.most)
 
 
 @dataclass(eq=False)
@@ -73,14 +77,13 @@ class MirrorState:
     active: int = 0
     not_before_seconds: float = 0.0
     is_connected: bool = False
-    is_given_up: bool = False
     received_bytes: int = 0
     failure_count: int = 0
     _last_failure_seconds: float = field(default=float("-inf"))
 
     def is_free(self, now_seconds: float) -> bool:
         """Return whether another connection may be opened."""
-        return not self.is_given_up and self.active < self.growth.limit and now_seconds >= self.not_before_seconds
+        return self.active < self.growth.limit and now_seconds >= self.not_before_seconds
 
     def received(self, length: int) -> None:
         """Count bytes that came."""
@@ -106,13 +109,24 @@ class MirrorState:
         """Return whether this connection is one too many, rather than the mirror being of no use."""
         return isinstance(error, PassingStatus) and error.status in _BUSY and self.active > 1
 
+    def refused(self, error: MirrorError, now_seconds: float) -> None:
+        """Learn that a connection was one too many: fewer from now on, and none anew before the mirror wants it."""
+        self.growth.refused(self.active)
+        asked_for = error.retry_after_seconds if isinstance(error, PassingStatus) else None
+        self.not_before_seconds = now_seconds + min(asked_for or REFUSED_SECONDS, MOST_REFUSED_SECONDS)
+        self._last_failure_seconds = now_seconds
+
+    def is_echo(self, error: MirrorError, asked_seconds: float) -> bool:
+        """Return whether a request failed together with another one: what broke both is known already."""
+        return asked_seconds < self._last_failure_seconds and not error.is_permanent
+
     def delay_after(self, error: MirrorError, asked_seconds: float, now_seconds: float) -> float | None:
         """Return how long to wait before asking again, or None to give the mirror up.
 
         Connections that break together are one failure: only a request begun after the last failure counts as another.
         """
         self.failure_count += 1
-        if asked_seconds < self._last_failure_seconds and not error.is_permanent:
+        if self.is_echo(error, asked_seconds):
             return max(0.0, self.not_before_seconds - now_seconds)
         delay = self.backoff.delay_after(error)
         self._last_failure_seconds = now_seconds

@@ -40,7 +40,11 @@ class Taker:
         self.meanwhile()
         return True
 
-    def piece_is_whole(self, run: Run, index: int, data: memoryview, seconds: float) -> None:
+    def is_wanted(self, run: Run) -> bool:
+        """Answer that the run is wanted."""
+        return True
+
+    def piece_is_whole(self, run: Run, index: int, data: memoryview, fresh_bytes: int, seconds: float) -> None:
         """Keep a piece."""
         self.pieces.append((index, bytes(data)))
 

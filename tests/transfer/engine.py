@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from mistral_fetch.simulators.publisher import SMALL_PIECE_LENGTH
-from mistral_fetch.sources import http, http_body, http_engine, schedule
+from mistral_fetch.sources import http, http_body, http_engine, mirror_state, schedule
 from mistral_fetch.sources.retry import RetryPolicy
 from mistral_fetch.store import blobs, follower, partials
 from mistral_fetch.units import KIB, MIB
@@ -32,7 +32,7 @@ _SMALL: tuple[tuple[Any, str, Any], ...] = (
     (http, "FIRST_CONNECTIONS", CONNECTIONS),
     (http, "RetryPolicy", partial(RetryPolicy, attempts=3, first_delay_seconds=0.01)),
     (http_engine, "BATCH_BYTES", BATCH),
-    (http_engine, "REFUSED_SECONDS", 0.05),
+    (mirror_state, "REFUSED_SECONDS", 0.05),
     (partials, "BATCH_BYTES", BATCH),
     # Files without piece hashes are cut into as many pieces as those with them.
     (partials, "DEFAULT_PIECE_LENGTH", PIECE),
