@@ -18,6 +18,60 @@ from mistral_fetch.units import format_duration, format_rate, format_size
 
 # Rates are averaged over this window: long enough to be calm, short enough to follow a change.
 RATE_WINDOW_SECONDS = 10.0
+# The time left is told from a rate that follows more slowly, or it would jump with every cloud on the line.
+STEADY_SECONDS = 30.0
+# How long before the first bytes are counted (or the first after a pause) they are taken to have been on their way.
+LEAD_SECONDS = 1.0
+
+
+@dataclass
+class Pace:
+    """How fast bytes come: of late, and steadily."""
+
+    _began: float | None = None
+    """When bytes began to come, after the start or after a pause that filled the window."""
+    _recent: deque[tuple[float, int]] = field(default_factory=deque)
+    _steady: float = 0.0
+    _told: float = 0.0
+    """Up to when ``_steady`` is the mean."""
+
+    def begin(self, now_seconds: float) -> None:
+        """Take note that bytes may come from now on."""
+        self._began = self._told = now_seconds
+        self._steady = 0.0
+        self._recent.clear()
+
+    def add(self, length: int, now_seconds: float) -> None:
+        """Count bytes."""
+        self._forget(now_seconds)
+        if self._began is None or not self._recent:
+            earliest = now_seconds - LEAD_SECONDS
+            self.begin(earliest if self._began is None else max(self._began, earliest))
+        self._steady = self._steady_with(length, now_seconds)
+        self._told = now_seconds
+        self._recent.append((now_seconds, length))
+
+    def recent(self, now_seconds: float) -> float:
+        """Return the bytes per second of late; 0 when none came."""
+        self._forget(now_seconds)
+        if self._began is None or not self._recent:
+            return 0.0
+        elapsed = min(max(now_seconds - self._began, 0.1), RATE_WINDOW_SECONDS)
+        return sum(length for _, length in self._recent) / elapsed
+
+    def steady(self, now_seconds: float) -> float:
+        """Return the bytes per second that may be counted on; 0 when none came of late."""
+        return self._steady_with(0, now_seconds) if self.recent(now_seconds) else 0.0
+
+    def _steady_with(self, length: int, now_seconds: float) -> float:
+        """Return the mean since the beginning, in which what is long past counts less and less."""
+        age = min(max(now_seconds - (self._began or 0.0), 0.1), STEADY_SECONDS)
+        weight = min(max(now_seconds - self._told, 0.0) / age, 1.0)
+        return self._steady * (1 - weight) + length / age
+
+    def _forget(self, now_seconds: float) -> None:
+        while self._recent and self._recent[0][0] < now_seconds - RATE_WINDOW_SECONDS:
+            self._recent.popleft()
 
 
 @dataclass
@@ -33,21 +87,21 @@ class TransferView:
     received_by_source: dict[str, int] = field(default_factory=dict)
     peers: int = 0
     _present: dict[str, int] = field(default_factory=dict)
-    _recent: deque[tuple[float, int]] = field(default_factory=deque)
+    _pace: Pace = field(default_factory=Pace)
 
     def apply(self, event: Event, now_seconds: float) -> None:
         """Take one event in."""
         if isinstance(event, TransferPlanned):
             self.label, self.total_bytes = event.label, event.total_bytes
-            self.shown_bytes = max(self.shown_bytes, event.present_bytes)
-            self._recent.append((now_seconds, 0))
+            self.shown_bytes, self._present = event.present_bytes, {}
+            self._pace.begin(now_seconds)
         elif isinstance(event, Progress):
             self.verifying = ""
             self._present[event.path] = event.present_bytes + event.flying_bytes
         elif isinstance(event, BytesReceived):
             known = self.received_by_source.get(event.source, 0)
             self.received_by_source[event.source] = known + event.length
-            self._recent.append((now_seconds, event.length))
+            self._pace.add(event.length, now_seconds)
             self.verifying = ""
         elif isinstance(event, BytesVerified):
             self.verifying, self.verified_bytes, self.verify_total = event.path, event.verified_bytes, event.total_bytes
@@ -60,12 +114,7 @@ class TransferView:
 
     def rate(self, now_seconds: float) -> float:
         """Return the recent rate in bytes per second."""
-        while self._recent and self._recent[0][0] < now_seconds - RATE_WINDOW_SECONDS:
-            self._recent.popleft()
-        if not any(length for _, length in self._recent):
-            return 0.0
-        elapsed = max(now_seconds - self._recent[0][0], 0.1)
-        return sum(length for _, length in self._recent) / elapsed
+        return self._pace.recent(now_seconds)
 
     def fraction(self) -> float:
         """Return how much is done, 0 to 1."""
@@ -73,7 +122,7 @@ class TransferView:
 
     def eta(self, now_seconds: float) -> str:
         """Return the time left as text, or '' when nothing moves or less than a second is left."""
-        rate = self.rate(now_seconds)
+        rate = self._pace.steady(now_seconds)
         seconds = (self.total_bytes - self.shown_bytes) / rate if rate > 0 else 0.0
         return format_duration(seconds) if seconds >= 1 else ""
 

@@ -78,9 +78,10 @@ class _Lines(Reporter):
     def __init__(self) -> None:
         super().__init__()
         self._last: dict[type, float] = {}
+        self._has_told_all = False
 
     def _show(self, event: Event, now: float) -> None:
-        if isinstance(event, BytesReceived | Progress | BytesVerified):
+        if isinstance(event, BytesReceived | Progress | BytesVerified) and not self._is_end(event):
             if now - self._last.get(type(event), -JSON_INTERVAL_SECONDS) < JSON_INTERVAL_SECONDS:
                 return
             self._last[type(event)] = now
@@ -93,6 +94,13 @@ class _Lines(Reporter):
                 "received_by_source": dict(self._view.received_by_source),
             }
         write_err(json_line(fields))
+
+    def _is_end(self, event: Event) -> bool:
+        """Return whether this is the event that makes something complete: it is never thinned out."""
+        if isinstance(event, BytesVerified):
+            return event.verified_bytes == event.total_bytes
+        had_told, self._has_told_all = self._has_told_all, self._view.shown_bytes == self._view.total_bytes
+        return isinstance(event, Progress) and self._has_told_all and not had_told
 
 
 def describe_event(event: Event) -> str:
@@ -144,7 +152,8 @@ class _Plain(Reporter):
 
     def _print_line(self, now: float) -> None:
         _print(self._view.line(now))
-        self._next_share = (int(self._view.fraction() / PLAIN_STEP) + 1) * PLAIN_STEP
+        # In whole steps: 0.15 / 0.05 is a little less than 3, and the same line would come twice.
+        self._next_share = (int(self._view.fraction() / PLAIN_STEP + 1e-6) + 1) * PLAIN_STEP - 1e-6
         self._next_time = now + PLAIN_INTERVAL_SECONDS
 
 
@@ -201,10 +210,13 @@ class _Bars(Reporter):
         room = bars.console.width - len(label) - MIN_BAR_WIDTH - len(" 100 %   ")
         total, done = view.total_bytes, view.shown_bytes
         numbers = _fitting(view.numbers(now), room)
-        if view.verifying:
+        if view.verifying and view.label:
+            # The bar is the transfer's, and stays where it is.
+            share = view.verified_bytes * 100 // max(view.verify_total, 1)
+            numbers = _cut(f"verifying {share} % of {view.verifying}", room)
+        elif view.verifying:
             total, done = view.verify_total, view.verified_bytes
-            size = f"{format_size(done)} of {format_size(total)}"
-            numbers = _cut(f"verifying {view.verifying}", room) if view.label else size
+            numbers = f"{format_size(done)} of {format_size(total)}"
         bars.update(
             bars.task_ids[0],
             description=label,

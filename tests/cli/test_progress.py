@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import re
 
 import pytest
@@ -89,6 +90,90 @@ def test_bytes_that_a_swarm_finds_on_disk_count():
     assert view.shown_bytes == 60 * MB
 
 
+SLOW_BYTES_PER_SECOND = 400_000
+PIECE_BYTES = 4_000_000
+CONNECTIONS = 16
+
+
+def slow_line(seconds, *, total=100 * MB, stall=(0.0, 0.0)):
+    """Yield moments and events of sixteen connections that share a slow line, as the engine reports them.
+
+    Each tells what came about every tenth of a second; a piece counts as present once it is whole.
+    """
+    chance = random.Random(7)
+    yield 0.0, TransferPlanned("m", total, 0, 1)
+    filled = [chance.uniform(0, 0.9) * PIECE_BYTES for _ in range(CONNECTIONS)]  # they do not end together
+    present, received = 0, sum(filled)
+    for tick in range(1, int(seconds * 10)):
+        now = tick / 10
+        if stall[0] <= now < stall[1]:
+            continue
+        for number in range(CONNECTIONS):
+            length = SLOW_BYTES_PER_SECOND / 10 / CONNECTIONS * chance.uniform(0.2, 1.8)
+            filled[number] += length
+            received += length
+            yield now + number / 1000, BytesReceived("m", "a.bin", int(length))
+            if filled[number] >= PIECE_BYTES:
+                filled[number] -= PIECE_BYTES
+                present += PIECE_BYTES
+                yield now + number / 1000, Progress("a.bin", present)
+        yield now + 0.05, Progress("a.bin", present, max(0, int(received) - present))
+
+
+def test_on_a_slow_line_with_many_connections_the_rate_is_calm_and_the_time_left_steady():
+    view, rates, times = TransferView(), [], []
+    for now, event in slow_line(120):
+        view.apply(event, now)
+        if now > 5:
+            rates.append(view.rate(now))
+            times.append((now, (view.total_bytes - view.shown_bytes) / view._pace.steady(now)))
+    assert min(rates) > 0.9 * SLOW_BYTES_PER_SECOND
+    assert max(rates) < 1.1 * SLOW_BYTES_PER_SECOND
+    ends = [now + left for now, left in times]
+    assert max(ends) - min(ends) < 0.08 * max(ends), "it always promises about the same moment"
+
+
+def test_what_is_shown_never_goes_back_between_pieces():
+    view, shown = TransferView(), []
+    for now, event in slow_line(120):
+        view.apply(event, now)
+        shown.append(view.shown_bytes)
+    assert shown == sorted(shown)
+    assert len(set(shown)) > 1000, "and moves all the time, not only with each piece"
+
+
+def test_after_a_pause_the_rate_begins_with_what_comes_now():
+    view, rates = TransferView(), {}
+    for now, event in slow_line(60, stall=(20, 40)):
+        view.apply(event, now)
+        rates[now] = view.rate(now)
+    assert view.rate(60) > 0
+    after = [rate for now, rate in rates.items() if now >= 40]
+    assert max(after) < 1.3 * SLOW_BYTES_PER_SECOND
+    assert next(rate for now, rate in rates.items() if now > 42) > 0.6 * SLOW_BYTES_PER_SECOND
+
+
+def test_a_burst_after_a_long_wait_is_no_high_rate():
+    view = view_of(HALF_WAY[0])
+    view.apply(BytesReceived("m", "a.bin", 4 * MB), 60.0)
+    assert view.rate(60.01) <= 4 * MB
+
+
+def test_the_time_left_follows_a_line_that_has_become_slower():
+    view = TransferView()
+    view.apply(TransferPlanned("m", 1000 * MB, 0, 1), 0.0)
+    for second in range(1, 200):
+        view.apply(BytesReceived("m", "a.bin", MB if second > 60 else 5 * MB), float(second))
+    assert view._pace.steady(199.0) == pytest.approx(MB, rel=0.2)
+
+
+def test_another_plan_begins_anew():
+    view = view_of(*HALF_WAY)
+    view.apply(TransferPlanned("another channel", 1000 * MB, 20 * MB, 3), 5.0)
+    view.apply(Progress("b.bin", 20 * MB), 6.0)
+    assert (view.shown_bytes, view.total_bytes) == (20 * MB, 1000 * MB)
+
+
 def test_an_empty_transfer_is_done():
     assert view_of(TransferPlanned("x", 0, 0, 1)).fraction() == 1.0
 
@@ -122,6 +207,14 @@ def test_plain_lines_are_few(capsys, monkeypatch):
     slow = [BytesReceived("m", "a.bin", 10)] * 100
     lines = show(capsys, ProgressMode.PLAIN, [HALF_WAY[0], *slow], monkeypatch, seconds_apart=1.0).splitlines()
     assert len(lines) == 1 + 3  # one every 30 of its hundred seconds
+
+
+@pytest.mark.parametrize("begun", [0, 150, 350])
+def test_a_line_is_not_repeated_when_a_step_was_hit_exactly(capsys, monkeypatch, begun):
+    events = [TransferPlanned("m", 1000, begun, 1), *[Progress("a.bin", done) for done in range(begun + 1, 1001)]]
+    lines = show(capsys, ProgressMode.PLAIN, events, monkeypatch, seconds_apart=0.001).splitlines()
+    shares = [int(re.search(r"(\d+) %", line)[1]) for line in lines]
+    assert shares == list(range(begun // 10, 101, 5))
 
 
 def test_a_long_verification_is_seen_to_move(capsys, monkeypatch):
@@ -165,6 +258,31 @@ def test_json_lines_are_thinned_out(capsys, monkeypatch):
     events = [HALF_WAY[0], *[BytesReceived("m", "a.bin", 1000)] * 500]
     lines = show(capsys, ProgressMode.JSON, events, monkeypatch, seconds_apart=0.01).splitlines()
     assert 5 <= len(lines) <= 12
+
+
+def test_json_lines_never_leave_the_end_out(capsys, monkeypatch):
+    events = [
+        HALF_WAY[0],
+        Progress("a.bin", 60 * MB),
+        Progress("b.bin", 40 * MB),  # at once after the one before
+        *[BytesVerified("a.bin", share * MB, 60 * MB) for share in (1, 59, 60)],
+    ]
+    printed = show(capsys, ProgressMode.JSON, events, monkeypatch, seconds_apart=0.01)
+    lines = [json.loads(line) for line in printed.splitlines()]
+    assert [line["done_bytes"] for line in lines if line["event"] == "progress"] == [60 * MB, 100 * MB]
+    assert [line["verified_bytes"] for line in lines if line["event"] == "bytes-verified"] == [MB, 60 * MB]
+
+
+def test_json_lines_are_one_object_each_whatever_is_in_them(capsys, monkeypatch):
+    nasty = 'a "quoted"\nline\r\x1b[31m\u2028 and \ud800'
+    events = [event for _, event in slow_line(20)]
+    events += [Notice(nasty), SourceFailed(nasty, nasty, will_retry=True), Progress(nasty, 1)]
+    printed = show(capsys, ProgressMode.JSON, events, monkeypatch, seconds_apart=0.01)
+    objects = [json.loads(line) for line in printed.split("\n") if line]
+    assert {"notice", "source-failed", "progress", "bytes-received"} <= {fields["event"] for fields in objects}
+    assert all(isinstance(fields["rate_bytes_per_second"], int) for fields in objects if "done_bytes" in fields)
+    totals = [fields["done_bytes"] for fields in objects if "done_bytes" in fields]
+    assert totals == sorted(totals)
 
 
 @pytest.mark.parametrize("mode", list(ProgressMode))
@@ -215,10 +333,10 @@ def test_the_last_frame_is_the_final_state(capsys, monkeypatch, terminal):
     assert text.endswith("\x1b[?25h")  # the cursor is back
 
 
-def test_the_bar_says_when_it_verifies(capsys, monkeypatch, terminal):
+def test_the_bar_says_how_far_it_verifies_and_stays_where_it_is(capsys, monkeypatch, terminal):
     last = frames(show(capsys, ProgressMode.RICH, HALF_WAY + DONE[:3], monkeypatch))[-1]
     assert last.startswith("mistral-7b@v0.1 ━")
-    assert re.search(r" 50 % verifying a\.b(in|…)$", last.rstrip())
+    assert re.search(r" 100 % verifying 50 (% of a\.bin|…)$", last.rstrip())
 
 
 def test_a_bar_of_a_verification_alone(capsys, monkeypatch, terminal):
