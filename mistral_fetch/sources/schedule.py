@@ -163,9 +163,7 @@ class Schedule:
         candidates = [
             run
             for run in self.runs
-            if mirror in self.jobs[run.job].mirrors
-            and not run.is_race
-            and now_seconds - run.began_seconds >= SETTLE_SECONDS
+            if mirror in self.jobs[run.job].mirrors and now_seconds - run.began_seconds >= SETTLE_SECONDS
         ]
         candidates.sort(key=lambda run: -self._seconds_left(run, now_seconds))
         for victim in candidates:
@@ -177,7 +175,7 @@ class Schedule:
 
     def _take_from(self, victim: Run, mirror: Mirror, now_seconds: float) -> Run | None:
         piece = self.jobs[victim.job].grid.piece_length
-        mine = self._rate_of(mirror) or self._usual_rate()
+        mine = self._rate_of(mirror) or self._rate_so_far(mirror, now_seconds) or self._usual_rate()
         theirs = max(self._rate_now(victim, now_seconds), 1.0)
         left = self._seconds_left(victim, now_seconds)
         not_begun = victim.end - victim.next - 1
@@ -187,10 +185,25 @@ class Schedule:
                 return None
             victim.end -= share
             return Run(victim.job, mirror, victim.end, victim.end + share, now_seconds)
-        is_raced = any(run.is_race and run.job == victim.job and run.next == victim.next for run in self.runs)
-        if is_raced or left < RACE_FACTOR * (REQUEST_SECONDS + piece / mine):
+        # A race may be run on a line that is no better, and by whoever is slow itself: then there is another one.
+        rivals = [run for run in self.runs if run.job == victim.job and run.next == victim.next]
+        if any(now_seconds - run.began_seconds < SETTLE_SECONDS for run in rivals):
+            return None
+        left = min(self._seconds_left(run, now_seconds) for run in rivals)
+        if left < RACE_FACTOR * (REQUEST_SECONDS + piece / mine):
             return None
         return Run(victim.job, mirror, victim.next, victim.next + 1, now_seconds, is_race=True)
+
+    def _rate_so_far(self, mirror: Mirror, now_seconds: float) -> float | None:
+        """Return what a mirror that has not brought a piece yet reaches on its best connection, if that is known."""
+        return max(
+            (
+                max(run.received_bytes / (now_seconds - run.began_seconds), 1.0)
+                for run in self.runs
+                if run.mirror == mirror and now_seconds - run.began_seconds >= SETTLE_SECONDS
+            ),
+            default=None,
+        )
 
     def _usual_rate(self) -> float:
         rates = [rate for rate in map(self._rate_of, {run.mirror for run in self.runs}) if rate]
