@@ -104,6 +104,7 @@ class ParallelFetch:
         self._fatal: BaseException | None = None
         self._is_over = False
         self._open: dict[Run, RangeRequest] = {}
+        self._worker_of: dict[Run, threading.Thread] = {}
         self._workers: list[threading.Thread] = []
         self._last_flush = time.monotonic()
 
@@ -178,11 +179,14 @@ class ParallelFetch:
     def _end(self) -> None:
         with self._state:
             self._is_over = True
+            # Who waits for a connection or for an answer's first byte waits long, and takes nothing any more.
+            waiting = {self._worker_of[run] for run, request in self._open.items() if not request.has_answer}
             for request in self._open.values():
                 request.abort()
             self._state.notify_all()
         for worker in self._workers:
-            worker.join()
+            if worker not in waiting:
+                worker.join()
 
     def _work(self) -> None:
         buffer: memoryview | None = None
@@ -222,7 +226,7 @@ class ParallelFetch:
         mirror, job = _mirror_of(run), self._jobs[run.job]
         request = RangeRequest(self._client, self._archives, job.target, job.addresses[mirror], mirror, run, buffer)
         with self._state:
-            self._open[run] = request
+            self._open[run], self._worker_of[run] = request, threading.current_thread()
         try:
             while not self._is_run_over(run):
                 asked = time.monotonic()
@@ -235,7 +239,7 @@ class ParallelFetch:
                     self._pause(run, delay)
         finally:
             with self._state:
-                del self._open[run]
+                del self._open[run], self._worker_of[run]
                 mirror.active -= 1
                 self._schedule.release(run)
                 self._state.notify_all()
@@ -251,6 +255,10 @@ class ParallelFetch:
                 if run.is_abandoned or run.next >= run.end or self._is_over or self._stop.is_set():
                     return
                 self._state.wait(min(left, _TICK_SECONDS))
+
+    def is_wanted(self, run: Run) -> bool:
+        """Return whether anything is still to be done for a run; never again once the transfer is over."""
+        return not self._is_run_over(run)
 
     def received(self, run: Run, length: int) -> bool:
         """Count bytes and pay for them; return whether the run is still wanted."""

@@ -33,6 +33,9 @@ class Fetcher(Protocol):
     def report(self, event: Event) -> None:
         """Take an event."""
 
+    def is_wanted(self, run: Run) -> bool:
+        """Return whether anything is still to be done for the run."""
+
     def received(self, run: Run, length: int) -> bool:
         """Count bytes; return whether the run is still wanted."""
 
@@ -85,8 +88,13 @@ class RangeRequest:
         self._forgiven = self._run.received_bytes
         return has_advanced
 
+    @property
+    def has_answer(self) -> bool:
+        """Return whether an answer is being read; before that, nothing was taken and nobody need wait."""
+        return self._answer is not None
+
     def abort(self) -> None:
-        """Break the connection off, from any thread."""
+        """Break the connection off, from any thread, if there is an answer."""
         answer = self._answer
         if answer is not None:
             answer.body.abort()
@@ -107,11 +115,13 @@ class RangeRequest:
         meter = ReceivedMeter(self._mirror.host, self._target.entry.path, fetcher.report)
         try:
             with self._client.stream(self._address.url, headers) as answer:
+                self._answer = answer
+                if not fetcher.is_wanted(self._run):
+                    return
                 body = self._check(wanted, answer)
                 if not self._mirror.is_connected:
                     self._mirror.is_connected = True
                     fetcher.report(SourceConnected(self._mirror.host))
-                self._answer = answer
                 self._receive(wanted, first, body, answer, fetcher, meter.count)
         finally:
             self._answer = None

@@ -35,6 +35,10 @@ class Taker:
     def report(self, event: Event) -> None:
         """Take an event."""
 
+    def is_wanted(self, run: Run) -> bool:
+        """Answer that it is."""
+        return True
+
     def received(self, run: Run, length: int) -> bool:
         """Answer that the run is wanted, and let it be lost right after that."""
         self.meanwhile()
