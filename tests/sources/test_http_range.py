@@ -35,13 +35,13 @@ class Taker:
     def report(self, event: Event) -> None:
         """Take an event."""
 
+    def is_wanted(self, run: Run) -> bool:
+        """Answer that it is."""
+        return True
+
     def received(self, run: Run, length: int) -> bool:
         """Answer that the run is wanted, and let it be lost right after that."""
         self.meanwhile()
-        return True
-
-    def is_wanted(self, run: Run) -> bool:
-        """Answer that the run is wanted."""
         return True
 
     def piece_is_whole(self, run: Run, index: int, data: memoryview, fresh_bytes: int, seconds: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -195,6 +196,28 @@ def test_a_mirror_that_fails_is_explained_and_the_next_run_succeeds(
         puller.assert_nothing_published()
         mirror.always("model/weights.bin", Fault())
         puller.assert_exact(puller(mirror.url("model.meta4")), PUBLISHER)
+
+
+@pytest.mark.parametrize("answers", ["no connection", "no status"])
+@pytest.mark.parametrize("has_pieces", [True, False])
+def test_a_mirror_that_never_answers_holds_nobody_up_once_all_is_there(
+    puller: Puller, tmp_path: Path, has_pieces: bool, answers: str
+) -> None:
+    with MirrorSimulator(PUBLISHER.files) as honest, socket.create_server(("127.0.0.1", 0), backlog=0) as mute:
+        # It is connected to by the kernel as long as there is room in its queue.
+        filler = [socket.socket() for _ in range(4 if answers == "no connection" else 0)]
+        for client in filler:
+            client.setblocking(False)
+            client.connect_ex(mute.getsockname())
+        bases = [f"http://127.0.0.1:{mute.getsockname()[1]}", honest.base_url]
+        manifest = PUBLISHER.manifest(bases, piece_length=PIECE if has_pieces else None)
+        (tmp_path / "model.meta4").write_bytes(serialise_metalink(manifest))
+        began = time.monotonic()
+        result = puller(str(tmp_path / "model.meta4"), connect_timeout=40.0, read_timeout=40.0)
+        assert time.monotonic() - began < 20
+        puller.assert_exact(result, PUBLISHER)
+        for client in filler:
+            client.close()
 
 
 def test_a_mirror_that_asks_for_more_patience_than_there_is_is_given_up_at_once(puller: Puller) -> None:
