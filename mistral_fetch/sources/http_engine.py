@@ -27,6 +27,7 @@ from mistral_fetch.sources.failover import give_up, report_lie
 from mistral_fetch.sources.http_client import HttpClient
 from mistral_fetch.sources.http_range import RangeRequest
 from mistral_fetch.sources.limit import RateLimit
+from mistral_fetch.sources.meter import Arrival
 from mistral_fetch.sources.mirror_state import MirrorState
 from mistral_fetch.sources.schedule import Run, Schedule
 from mistral_fetch.sources.tar_index import TarIndex
@@ -109,6 +110,7 @@ class ParallelFetch:
         self._is_over = False
         self._open: dict[Run, RangeRequest] = {}
         self._workers: list[threading.Thread] = []
+        self._arrival = Arrival(time.monotonic())
         self._last_flush = time.monotonic()
 
     def run(self) -> None:
@@ -144,6 +146,7 @@ class ParallelFetch:
         """Look after everything that no connection looks after."""
         now = time.monotonic()
         with self._state:
+            self._arrival.observe(now)
             for mirror in self._mirrors:
                 mirror.growth.observe(now)
             wanted = min(self._connections, sum(mirror.growth.limit for mirror in self._mirrors))
@@ -220,7 +223,9 @@ class ParallelFetch:
 
     def _choose(self, now: float) -> Run | None:
         """Give the free connection to the mirror that has the fewest of what it may have."""
-        free = [mirror for mirror in self._mirrors if mirror.is_free(now)]
+        fastest = max((mirror.rate_bytes_per_second or 0.0 for mirror in self._mirrors), default=0.0)
+        # Of a mirror that is slow beside others one connection is enough: each holds a piece that others wait for.
+        free = [m for m in self._mirrors if m.is_free(now) and not (m.active and m.is_slow_beside(fastest))]
         for mirror in sorted(free, key=lambda m: (m.active / m.growth.limit, -(m.rate_bytes_per_second or 0.0))):
             run = self._schedule.take(mirror, now)
             if run is not None:
@@ -267,6 +272,7 @@ class ParallelFetch:
         mirror = _mirror_of(run)
         self._limit.take(length, lambda: self._check_wanted(run))
         with self._state:
+            self._arrival.count(length)
             run.received(length, time.monotonic())
             mirror.received(length)
             return self.is_wanted(run)
@@ -301,8 +307,15 @@ class ParallelFetch:
         self._wait_for_follower(run, partial)
 
     def _wait_for_follower(self, run: Run, partial: Partial) -> None:
-        """Let whoever hashes the whole file keep up: the transfer is not over before that, and needs its processor."""
-        while partial.lag_bytes() >= MOST_LAG_BYTES and self.is_wanted(run):
+        """Let whoever hashes the whole file keep up: the transfer is not over before that, and needs its processor.
+
+        A line that is much slower than hashing is not waited on: what lies behind is made up for in no time.
+        """
+        while (
+            partial.lag_bytes() >= MOST_LAG_BYTES
+            and self._arrival.bytes_per_second > partial.followed_bytes_per_second / 2
+            and self.is_wanted(run)
+        ):
             with partial.changed:
                 partial.changed.wait(_TICK_SECONDS)
 

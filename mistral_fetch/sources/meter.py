@@ -11,6 +11,7 @@ from mistral_fetch.units import KIB, MIB
 PROGRESS_BYTES = 64 * KIB
 _REPORT_BYTES = 4 * MIB
 _REPORT_SECONDS = 0.1
+_WINDOW_SECONDS = 0.5
 
 
 class ReceivedMeter:
@@ -33,3 +34,22 @@ class ReceivedMeter:
             self._report(BytesReceived(self._source, self._path, self._waiting))
         self._waiting = 0
         self._last = time.monotonic()
+
+
+class Arrival:
+    """How fast bytes arrive, all connections together: over the last half second or so."""
+
+    def __init__(self, now_seconds: float) -> None:
+        self.bytes_per_second = 0.0
+        self._began, self._bytes = now_seconds, 0
+
+    def count(self, length: int) -> None:
+        """Count bytes."""
+        self._bytes += length
+
+    def observe(self, now_seconds: float) -> None:
+        """Compute the rate anew, if the last time is long enough ago."""
+        elapsed = now_seconds - self._began
+        if elapsed >= _WINDOW_SECONDS:
+            self.bytes_per_second = self._bytes / elapsed
+            self._began, self._bytes = now_seconds, 0

@@ -18,6 +18,8 @@ SETTLED_SECONDS = 30.0
 # How long no further connection is tried after one was too many, where the mirror does not say.
 REFUSED_SECONDS = 1.0
 MOST_REFUSED_SECONDS = 60.0
+# A mirror that is so many times slower than another one gets a single connection.
+NEGLIGIBLE = 10.0
 _SMOOTHING = 0.3
 _BUSY = {429, 503}
 
@@ -84,6 +86,11 @@ class MirrorState:
     def is_free(self, now_seconds: float) -> bool:
         """Return whether another connection may be opened."""
         return self.active < self.growth.limit and now_seconds >= self.not_before_seconds
+
+    def is_slow_beside(self, rate_bytes_per_second: float) -> bool:
+        """Return whether a connection to another mirror brings so much more that this one is hardly felt."""
+        known = self.rate_bytes_per_second
+        return known is not None and known * NEGLIGIBLE < rate_bytes_per_second
 
     def received(self, length: int) -> None:
         """Count bytes that came."""

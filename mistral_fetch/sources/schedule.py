@@ -31,6 +31,8 @@ FIRST_RUN_BYTES = 8 * MIB
 REQUEST_SECONDS = 0.25
 # Before this, nobody knows how fast a run is: its mirror's rate stands for it, and nobody races it.
 SETTLE_SECONDS = 0.5
+# A run that is so many times slower than the connection that is free gives up what it has not begun.
+RELIEF_FACTOR = 4.0
 # A race makes somebody's bytes superfluous, so it must save much.
 RACE_FACTOR = 2.0
 # A run's rate is that of its last one or two such windows.
@@ -131,8 +133,11 @@ class Schedule:
 
     def take(self, mirror: Mirror, now_seconds: float) -> Run | None:
         """Return the next run for a free connection to ``mirror``, or None when it cannot help at present."""
+        relief = self._relieve(mirror, now_seconds)
+        if relief is not None:
+            return relief
         for number, job in enumerate(self.jobs):
-            if job.waiting and mirror in job.mirrors:
+            if job.waiting and mirror in job.mirrors and not self._would_be_late(job, mirror, now_seconds):
                 return self._hand_out(number, job, mirror, now_seconds)
         return self._steal(mirror, now_seconds)
 
@@ -206,6 +211,35 @@ class Schedule:
             seconds = min(longest, max(SHORTEST_RUN_SECONDS, FAIR_SHARE * seconds_left))
             wanted = min(rate * seconds, LONGEST_RUN_BYTES)
         return max(1, int(wanted // job.grid.piece_length))
+
+    def _relieve(self, mirror: Mirror, now_seconds: float) -> Run | None:
+        """Take what a run has not begun that turned out far too long for its mirror: the first one, of unknown rate.
+
+        Whoever hashes the file waits for it, so this comes before any other work.
+        """
+        for victim in self.runs:
+            mine = self._rate_of(mirror) or 0.0
+            is_far_slower = self._rate_now(victim, now_seconds) * RELIEF_FACTOR < mine
+            if (
+                is_far_slower
+                and victim.next + 1 < victim.end
+                and mirror in self.jobs[victim.job].mirrors
+                and self._is_settled(victim, now_seconds)
+                and self._seconds_left(victim, now_seconds) > RUN_SECONDS
+            ):
+                run = Run(victim.job, mirror, victim.next + 1, victim.end, now_seconds)
+                victim.end = victim.next + 1
+                self.runs.append(run)
+                return run
+        return None
+
+    def _would_be_late(self, job: Job, mirror: Mirror, now_seconds: float) -> bool:
+        """Return whether the others will be done with everything before this mirror is with a single piece."""
+        rate, others = self._rate_of(mirror), sum(self._rate_now(run, now_seconds) for run in self.runs)
+        if rate is None or others <= rate:
+            return False
+        left = self._waiting_bytes(mirror) / others
+        return job.grid.piece_length / rate > max(left, SHORTEST_RUN_SECONDS)
 
     def _worthwhile_seconds(self, mirror: Mirror) -> float:
         """Return how long a run may last: as long as it takes for its request not to matter."""

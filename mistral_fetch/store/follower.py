@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import threading
+import time
 from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Any
@@ -25,6 +26,7 @@ READ_BYTES = MIB
 # Piece hashes that were left out are made up for at the end, unless that would be a second pass over the file.
 MAKE_UP_SHARE = 0.25
 _WAIT_SECONDS = 0.2
+_SMOOTHING = 0.2
 
 
 class _Progress:
@@ -165,7 +167,7 @@ class PrefixFollower:
         span = file.partial.grid.span(index)
         # A piece of this process was hashed before it was written; of an earlier one's only the record is at hand.
         proof = None if file.partial.was_put_here(index) else hashlib.sha256()
-        position = span.start
+        position, began = span.start, time.monotonic()
         while position < span.end:
             view = self._buffer[: min(READ_BYTES, span.end - position)]
             length = os.preadv(descriptor, [view], position)
@@ -185,4 +187,6 @@ class PrefixFollower:
         file.position = span.end
         with file.partial.changed:
             file.partial.followed_end = span.end
+            rate, known = span.length / max(time.monotonic() - began, 1e-6), file.partial.followed_bytes_per_second
+            file.partial.followed_bytes_per_second = rate if not known else known + _SMOOTHING * (rate - known)
             file.partial.changed.notify_all()

@@ -80,6 +80,8 @@ class Partial:
         self._needs_piece_hashes = needs_piece_hashes or self.known_pieces is not None
         self.followed_end: int | None = None
         """Up to which byte the whole file was hashed so far; None while nobody does that."""
+        self.followed_bytes_per_second = 0.0
+        """How fast that goes while there is something to hash."""
         self.generation = 0
         """Grows whenever bytes that counted as present stop counting."""
         self.changed = threading.Condition(threading.RLock())

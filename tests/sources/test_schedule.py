@@ -436,3 +436,30 @@ def test_a_run_lasts_so_long_that_its_request_does_not_matter(request_seconds: f
     run = schedule.take(A, 100.0)
     assert run is not None
     assert run.end - run.next == pieces
+
+
+def test_a_first_run_that_is_far_too_long_for_its_mirror_gives_up_what_it_has_not_begun() -> None:
+    # The slow mirror was given two pieces before anybody knew, and whoever hashes the file waits for them.
+    rates = {A: None, B: 20.0 * MIB}
+    schedule = Schedule([(PieceGrid(400 * MIB, 4 * MIB), range(100), [A, B])], lambda mirror: rates[mirror])
+    slow = schedule.take(A, 100.0)
+    assert slow is not None
+    assert (slow.next, slow.end) == (0, 2)
+    slow.received(100_000, 101.0)
+    relief = schedule.take(B, 101.0)
+    assert relief is not None
+    assert ((slow.next, slow.end), (relief.next, relief.end)) == ((0, 1), (1, 2))
+    following = schedule.take(B, 101.0)
+    assert following is not None
+    assert following.next == 2  # the piece under way is left to whoever has begun it
+
+
+def test_a_mirror_that_would_be_done_after_everybody_else_is_given_nothing() -> None:
+    rates = {A: 20.0 * MIB, B: 0.5 * MIB}
+    schedule = Schedule([(PieceGrid(80 * MIB, 4 * MIB), range(20), [A, B])], lambda mirror: rates[mirror])
+    assert schedule.take(A, 100.0) is not None
+    assert schedule.take(B, 100.0) is None  # eight seconds for a piece, and three are left
+    schedule.exclude(0, A)
+    for run in list(schedule.runs):
+        schedule.release(run)
+    assert schedule.take(B, 100.0) is not None  # but alone it is better than nobody
