@@ -125,9 +125,16 @@ def commit_partial(
         reached("commit-noted")
         rename_durably(partial.data_path, layout.blob(blob.sha256))
         reached("blob-named")
-        layout.blob(blob.sha256).chmod(0o444)
+        seal_blob(layout.blob(blob.sha256))
         reached("blob-sealed")
     return blob
+
+
+def seal_blob(path: Path) -> None:
+    """Make a blob read-only, unless it is a hard link: its mode may be that of the user's own file."""
+    status = path.stat()
+    if status.st_mode & 0o222 and status.st_nlink == 1:
+        path.chmod(0o444)
 
 
 def compare(entry: FileEntry, hashes: FileHashes) -> None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mistral_fetch.errors import MistralFetchError
+from mistral_fetch.errors import MistralFetchError, StoreError
 from mistral_fetch.store.durable import disk_errors, fsync_directory, has_blocks
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
@@ -114,6 +114,20 @@ def list_empty_partials(layout: Layout, ref_key: str) -> list[Path]:
     """Return the directories that an abandoned channel of this ref left without any of a file's bytes in them."""
     empty = (path for path in list_partials(layout) if not has_blocks(path / "data"))
     return [path for path in empty if (noted := read_description(path)) is not None and noted.ref == ref_key]
+
+
+def remove_empty_partials(layout: Layout, ref_key: str) -> None:
+    """Remove what a process left that died between writing this ref and removing its partials; see above.
+
+    Nothing depends on it: what is in use stays for another time, and so does what the disk does not let go of.
+    """
+    left = list_empty_partials(layout, ref_key)
+    if not left:
+        return
+    with suppress(StoreError), locked(layout.lock(ref_key), "tidy up", 0.0, lambda _owner: None, lambda: None):
+        for directory in left:
+            with suppress(StoreError), locked(directory / LOCK_NAME, "tidy up", 0.0, lambda _o: None, lambda: None):
+                shutil.rmtree(directory, ignore_errors=True)
 
 
 def _snapshots(layout: Layout, excluding: Collection[str]) -> list[Path]:

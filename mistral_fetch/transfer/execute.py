@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +39,7 @@ from mistral_fetch.events import (
 )
 from mistral_fetch.manifest import FileEntry
 from mistral_fetch.sources.base import Source, StopSignal, Target
-from mistral_fetch.store.blobs import adopt_blob, commit_partial, find_blob
+from mistral_fetch.store.blobs import adopt_blob, commit_partial, find_blob, seal_blob
 from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.durable import disk_errors
 from mistral_fetch.store.follower import PrefixFollower
@@ -202,6 +202,8 @@ def _look_into_store(layout: Layout, offer: Offer, item: _Work, report: Report, 
     is_repair = offer.papers is not None  # a note says what the blob was, not what became of it
     if committed is not None and is_ours and not is_repair and find_blob(layout, committed.sha256, committed.size):
         item.blob, item.assurance = committed, max(entry.assurance, _source_assurance(offer, entry))
+        with suppress(OSError):  # the run before may have died between naming and sealing it
+            seal_blob(layout.blob(committed.sha256))
         return
 
     def salvage(path: Path, hashes: FileHashes | None) -> None:

@@ -10,6 +10,7 @@ from mistral_fetch.errors import StoreError
 from mistral_fetch.events import Notice, Report
 from mistral_fetch.ref import ManifestRef, Ref, TorrentRef
 from mistral_fetch.sources.base import StopSignal
+from mistral_fetch.store.gc import remove_empty_partials
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.snapshots import load_provenance
 from mistral_fetch.transfer.channels import Job, PullResult, refused_offline, try_candidates
@@ -41,6 +42,7 @@ def pull(
     layout = Layout(settings.home)
     key = ref_key(ref, settings)
     if not refresh and (here := already_here(layout, key, settings)):
+        remove_empty_partials(layout, key)
         return here
     if settings.offline and not (adopt_from and is_described_here(ref)):
         raise refused_offline(key, settings)
