@@ -351,7 +351,8 @@ class ParallelFetch:
             return None
         if request.has_advanced():
             mirror.backoff.progressed()
-        if mirror.is_refusing(error):
+        delivering = sum(run.mirror is mirror and other.has_answer for run, other in self._open.items())
+        if mirror.is_refusing(error, delivering):
             mirror.refused(error, now)
             return None  # the others go on; this connection was one too many
         delay = mirror.delay_after(error, asked, now)

@@ -81,11 +81,14 @@ class MirrorState:
     is_connected: bool = False
     received_bytes: int = 0
     failure_count: int = 0
+    _wants_too_much: bool = False
+    """It asked for more patience than anybody has: once no connection is left, one more request decides."""
     _last_failure_seconds: float = field(default=float("-inf"))
 
     def is_free(self, now_seconds: float) -> bool:
         """Return whether another connection may be opened."""
-        return self.active < self.growth.limit and now_seconds >= self.not_before_seconds
+        is_time = now_seconds >= self.not_before_seconds or (self._wants_too_much and self.active == 0)
+        return self.active < self.growth.limit and is_time
 
     def is_slow_beside(self, rate_bytes_per_second: float) -> bool:
         """Return whether a connection to another mirror brings so much more that this one is hardly felt."""
@@ -112,15 +115,24 @@ class MirrorState:
         self.rate_bytes_per_second = rate if known is None else known + _SMOOTHING * (rate - known)
         self.measured_rate = self.rate_bytes_per_second
 
-    def is_refusing(self, error: MirrorError) -> bool:
-        """Return whether this connection is one too many, rather than the mirror being of no use."""
-        return isinstance(error, PassingStatus) and error.status in _BUSY and self.active > 1
+    def is_refusing(self, error: MirrorError, delivering: int) -> bool:
+        """Return whether this connection is one too many, rather than the mirror being of no use.
+
+        Args:
+            error: What it was told.
+            delivering: How many other connections are being sent bytes at this moment.
+        """
+        if not isinstance(error, PassingStatus) or error.status not in _BUSY or self.active < 2:
+            return False
+        # Who wants more patience than anybody has, and sends nothing to the others either, turns all away.
+        return delivering > 0 or (error.retry_after_seconds or 0.0) <= MOST_REFUSED_SECONDS
 
     def refused(self, error: MirrorError, now_seconds: float) -> None:
         """Learn that a connection was one too many: fewer from now on, and none anew before the mirror wants it."""
         self.growth.refused(self.active)
-        asked_for = error.retry_after_seconds if isinstance(error, PassingStatus) else None
-        self.not_before_seconds = now_seconds + min(asked_for or REFUSED_SECONDS, MOST_REFUSED_SECONDS)
+        asked_for = (error.retry_after_seconds if isinstance(error, PassingStatus) else None) or REFUSED_SECONDS
+        self._wants_too_much = asked_for > MOST_REFUSED_SECONDS
+        self.not_before_seconds = now_seconds + min(asked_for, MOST_REFUSED_SECONDS)
         self._last_failure_seconds = now_seconds
 
     def is_echo(self, error: MirrorError, asked_seconds: float) -> bool:
@@ -136,6 +148,7 @@ class MirrorState:
         if self.is_echo(error, asked_seconds):
             return max(0.0, self.not_before_seconds - now_seconds)
         delay = self.backoff.delay_after(error)
+        self._wants_too_much = False
         self._last_failure_seconds = now_seconds
         if delay is not None:
             self.not_before_seconds = now_seconds + delay

@@ -121,7 +121,15 @@ def test_at_least_one_connection_is_left() -> None:
     [(2, busy(429), True), (2, busy(503), True), (1, busy(429), False), (2, busy(500), False), (2, BROKEN, False)],
 )
 def test_a_busy_mirror_refuses_one_of_several_connections(active: int, error: object, expected: bool) -> None:
-    assert state(active).is_refusing(error) is expected  # type: ignore[arg-type]
+    assert state(active).is_refusing(error, delivering=0) is expected  # type: ignore[arg-type]
+
+
+def test_a_mirror_that_wants_nobody_before_tomorrow_is_not_waited_for() -> None:
+    mirror = state(active=2)
+    tomorrow = busy(retry_after=86400.0)
+    assert not mirror.is_refusing(tomorrow, delivering=0)
+    assert mirror.delay_after(tomorrow, NOW, NOW + 1) is None
+    assert mirror.is_refusing(tomorrow, delivering=1), "then it is for this connection that there is no room"
 
 
 @pytest.mark.parametrize(
@@ -133,10 +141,22 @@ def test_after_a_refusal_no_connection_is_opened_before_the_mirror_wants_it(
 ) -> None:
     mirror = state(active=4, limit=8)
     mirror.refused(busy(retry_after=retry_after), NOW)
-    mirror.active = 0
+    mirror.active = 1
     assert not mirror.is_free(NOW + seconds - 0.01)
     assert mirror.is_free(NOW + seconds)
     assert mirror.growth.limit == 3
+
+
+def test_a_mirror_that_wants_too_much_patience_is_asked_once_more_when_nothing_else_comes() -> None:
+    mirror = state(active=2)
+    mirror.refused(busy(retry_after=86400.0), NOW)
+    mirror.active = 0
+    assert mirror.is_free(NOW)
+    assert mirror.delay_after(busy(retry_after=86400.0), NOW + 1, NOW + 2) is None
+    patient = state(active=2)
+    patient.refused(busy(retry_after=30.0), NOW)
+    patient.active = 0
+    assert not patient.is_free(NOW + 29)
 
 
 def test_refusals_are_no_failures() -> None:
