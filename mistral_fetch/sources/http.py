@@ -94,8 +94,9 @@ class HttpSource:
         """Return the targets with something missing; flushing finds out whether another process discarded them."""
         incomplete = []
         for target in targets:
-            if known_size(target.entry) == 0:
-                target.partial.prepare()
+            known_size(target.entry)
+            # Before it is asked what is missing: bytes that another process may be writing turn out not to count.
+            target.partial.prepare()
             target.partial.flush()
             if target.partial.missing_pieces():
                 incomplete.append(target)

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mistral_fetch.digest import Digest
-from mistral_fetch.errors import DigestMismatch, IntegrityError, SizeMismatch
+from mistral_fetch.errors import DigestMismatch, IntegrityError, SizeMismatch, StoreError
 from mistral_fetch.events import BytesVerified, Notice, Report
 from mistral_fetch.manifest import DEFAULT_PIECE_LENGTH, FileEntry
 from mistral_fetch.store.crash_points import reached
@@ -109,11 +109,18 @@ def commit_partial(
 
     Raises:
         SizeMismatch, DigestMismatch: The bytes are not the promised ones; the partial is left as it was.
-        StoreError: The disk refused.
+        StoreError: The disk refused, or another process took the bytes away.
         Interrupted: ``check_stop`` raised it; the partial is left as it was.
     """
+    begun = partial.generation
     partial.prepare()
     partial.close()
+    if partial.generation != begun:  # whatever was hashed, it is not what has the name now
+        raise StoreError(
+            f"another process took the bytes of {entry.path} away before they were verified",
+            detail=f"expected the file that was filled at {partial.data_path}, got another one",
+            hint="run the same command again",
+        )
     with disk_errors("verifying a download", partial.data_path):
         _fsync_file(partial.data_path)
         hashes = hashes or _hash_reporting(entry, partial, report, check_stop)

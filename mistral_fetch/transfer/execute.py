@@ -337,6 +337,10 @@ def _commit(
     _look_into_store(layout, offer, item, ledger.report, stop)
     if item.blob is not None:
         return  # where locks do not work, another process may have been faster
+    filled = item.partial.generation
+    item.partial.prepare()
+    if item.partial.generation != filled:
+        return  # another process may be writing these bytes: they are fetched into a file of our own
     try:
         hashes = _hashes(item, follower, ledger, stop)
         item.blob = commit_partial(layout, item.entry, item.partial, ledger.report, stop.check, hashes)

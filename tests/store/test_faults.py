@@ -70,6 +70,17 @@ def test_a_cut_while_bytes_of_this_machine_are_taken_up_leaves_nothing_wrong(
     assert_nothing_wrong_and_the_next_pull_ends_exact(outcomes)
 
 
+@pytest.mark.parametrize("pins", ["http-pieces", "http-sha256"])
+@pytest.mark.parametrize("mode", ["kill", "power"])
+def test_a_cut_of_a_pull_over_several_connections_leaves_nothing_wrong_and_costs_nothing_recorded(
+    folder: Path, mode: str, pins: str
+) -> None:
+    outcomes = strike(mode, pins, folder, stride=6)
+    assert {outcome["first"] for outcome in outcomes} == {"cut", "not reached"}
+    assert len(outcomes) > 25
+    assert_nothing_wrong_and_the_next_pull_ends_exact(outcomes)
+
+
 @pytest.mark.parametrize(
     "mode, kind", [("ENOSPC", "out-of-space 9"), ("EROFS", "store-not-writable 9"), ("EIO", "store-error 9")]
 )

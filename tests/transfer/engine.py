@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from mistral_fetch.simulators.publisher import SMALL_PIECE_LENGTH
@@ -46,3 +48,8 @@ def shrink(set_attribute: Callable[[Any, str, Any], None] = setattr) -> None:
     for module, name, value in _SMALL:
         assert hasattr(module, name), name
         set_attribute(module, name, value)
+
+
+def write_one_certificate(path: Path) -> None:
+    """Write a file for ``SSL_CERT_FILE``: reading all of the web's authorities costs more than a pull of some MB."""
+    path.write_text(ssl.DER_cert_to_PEM_cert(ssl.create_default_context().get_ca_certs(binary_form=True)[0]))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import os
 import random
-import ssl
 import tempfile
 import threading
 import time
@@ -31,7 +30,7 @@ from mistral_fetch.sources import schedule
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.partials import Partial
 from tests.transfer.conftest import Puller
-from tests.transfer.engine import CONNECTIONS, LONGEST_RUN, PIECE, RATE, SEND_BUFFER, shrink
+from tests.transfer.engine import CONNECTIONS, LONGEST_RUN, PIECE, RATE, SEND_BUFFER, shrink, write_one_certificate
 
 CASE_COUNT = 588
 
@@ -226,9 +225,8 @@ class Stage:
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a file with one certificate: reading all of the web's costs more than a pull of some MB."""
     path = tmp_path_factory.mktemp("tls") / "one.pem"
-    path.write_text(ssl.DER_cert_to_PEM_cert(ssl.create_default_context().get_ca_certs(binary_form=True)[0]))
+    write_one_certificate(path)
     return path
 
 
