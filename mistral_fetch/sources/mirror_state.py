@@ -17,7 +17,6 @@ WORTHWHILE = 1.1
 SETTLED_SECONDS = 30.0
 # How long no further connection is tried after one was too many, where the mirror does not say.
 REFUSED_SECONDS = 1.0
-MOST_REFUSED_SECONDS = 60.0
 # A mirror that is so many times slower than another one gets a single connection.
 NEGLIGIBLE = 10.0
 _SMOOTHING = 0.3
@@ -119,8 +118,8 @@ class MirrorState:
     def refused(self, error: MirrorError, now_seconds: float) -> None:
         """Learn that a connection was one too many: fewer from now on, and none anew before the mirror wants it."""
         self.growth.refused(self.active)
-        asked_for = error.retry_after_seconds if isinstance(error, PassingStatus) else None
-        self.not_before_seconds = now_seconds + min(asked_for or REFUSED_SECONDS, MOST_REFUSED_SECONDS)
+        # Whether it asks for too much patience is decided once it refuses the only connection.
+        self.not_before_seconds = now_seconds + (self.backoff.accepted_wait(error) or REFUSED_SECONDS)
         self._last_failure_seconds = now_seconds
 
     def is_echo(self, error: MirrorError, asked_seconds: float) -> bool:
