@@ -22,6 +22,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -32,7 +33,7 @@ from mistral_fetch.digest import Assurance
 from mistral_fetch.errors import MistralFetchError
 from mistral_fetch.events import ignore_events
 from mistral_fetch.simulators.publisher import PublisherSimulator
-from mistral_fetch.sources import http_engine
+from mistral_fetch.sources import http_engine, schedule
 from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.sources.http import HttpSource
 from mistral_fetch.sources.http_client import HttpClient
@@ -236,6 +237,9 @@ def try_again(home: Path, pins: str, mode: str) -> str:
     """Pull once more, as the next process does; return how it ended. Runs in a child."""
     if mode == "power":
         vars(journal)["boot_id"] = lambda: "the next boot"
+        # It took two minutes to come up: earlier, a writer of another boot counts as one that may be alive elsewhere.
+        for path in home.glob("partial/*/journal-*"):
+            os.utime(path, (time.time() - 120, time.time() - 120))
     recorded = recorded_bytes(home, pins)
     acquired = pull(home, pins)
     found = {path: (acquired.directory / path).read_bytes() for path in publisher_of(pins).files}
@@ -293,6 +297,7 @@ def mirror_process(folder: Path) -> Iterator[str]:
 def main(mode: str, pins: str, folder: Path, stride: int) -> None:
     if pins.startswith("http"):
         shrink()
+        schedule.SETTLE_SECONDS = 30.0  # no races, so that not a byte comes twice for another reason than the cut
         write_one_certificate(folder / "one.pem")
         os.environ["SSL_CERT_FILE"] = str(folder / "one.pem")
         with mirror_process(folder / "served") as url:
