@@ -217,7 +217,7 @@ def list_models(
     from mistral_fetch.cli.render import table
     from mistral_fetch.store.gc import allocated_bytes, list_partials
     from mistral_fetch.store.layout import Layout
-    from mistral_fetch.store.partials import TORRENT_STATE
+    from mistral_fetch.store.partial_notes import TORRENT_STATE
     from mistral_fetch.store.snapshots import list_refs
 
     if catalog:
@@ -274,7 +274,7 @@ def _model_row(layout: Layout, record: RefRecord) -> dict[str, Any]:
 
 
 def _about(directory: Path) -> dict[str, Any]:
-    from mistral_fetch.store.partials import read_description
+    from mistral_fetch.store.partial_notes import read_description
 
     noted = read_description(directory)
     if noted is None:

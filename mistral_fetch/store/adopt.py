@@ -23,7 +23,8 @@ from mistral_fetch.store.blobs import compare
 from mistral_fetch.store.durable import disk_errors, make_directory, rename_durably
 from mistral_fetch.store.hashing import FileHashes, hash_file
 from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.partials import CommittedBlob, Partial
+from mistral_fetch.store.partial_notes import CommittedBlob
+from mistral_fetch.store.partials import Partial
 from mistral_fetch.units import MIB
 
 ADOPTED_PREFIX = "adopted-"

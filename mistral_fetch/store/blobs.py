@@ -26,7 +26,8 @@ from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.durable import disk_errors, fsync_directory, rename_durably
 from mistral_fetch.store.hashing import FileHashes, hash_file
 from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.partials import CommittedBlob, Partial
+from mistral_fetch.store.partial_notes import CommittedBlob
+from mistral_fetch.store.partials import Partial
 
 
 def find_blob(layout: Layout, sha256: str, size: int) -> Path | None:

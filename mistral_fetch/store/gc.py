@@ -16,7 +16,7 @@ from mistral_fetch.errors import MistralFetchError, StoreError
 from mistral_fetch.store.durable import disk_errors, fsync_directory, has_blocks
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
-from mistral_fetch.store.partials import LOCK_NAME, read_description
+from mistral_fetch.store.partial_notes import LOCK_NAME, read_description
 from mistral_fetch.store.snapshots import RefRecord, find_drafts, list_refs, load_manifest
 
 

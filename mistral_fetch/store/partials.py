@@ -15,9 +15,7 @@ import os
 import secrets
 import shutil
 import threading
-import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 
 from mistral_fetch.errors import PieceMismatch
@@ -26,6 +24,7 @@ from mistral_fetch.spans import PieceGrid, Span, merge
 from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.durable import disk_errors, fsync_directory, has_blocks, make_directory, write_durably
 from mistral_fetch.store.journal import UNHASHED, JournalWriter, is_alive, journal_paths, living_writers, read_journal
+from mistral_fetch.store.partial_notes import ABOUT_NAME, LOCK_NAME, CommittedBlob
 from mistral_fetch.units import KIB, MIB
 
 # One batch: what a kill -9 may cost. Large enough that fdatasync does not stall the wire.
@@ -37,22 +36,6 @@ SKIP_LAG_BYTES = 64 * MIB
 # Foreign piece grids outside these bounds are not used for writing: tiny pieces cost a journal line each.
 MIN_PIECE_LENGTH = 64 * KIB
 MAX_PIECE_LENGTH = 64 * MIB
-
-# For people: which model this file belongs to. Nothing is decided by it.
-ABOUT_NAME = "about.json"
-# What ``about.json`` says of a directory that holds no file but a torrent's own state.
-TORRENT_STATE = "state of a torrent"
-# Held by the process that fills the partial, so that one file is not fetched under two names at once.
-LOCK_NAME = "lock"
-
-
-@dataclass(frozen=True)
-class CommittedBlob:
-    """What a partial became: kept beside it until the snapshot is complete."""
-
-    sha256: str
-    size: int
-    pieces: PieceHashes
 
 
 class Partial:
@@ -499,33 +482,3 @@ class Partial:
             if kept:
                 self._journal.append(kept)
             self._recorded = kept
-
-
-def describe_partial(directory: Path, ref_key: str, path: str, size: int) -> None:
-    """Note in a partial's directory, for ``list`` and ``rm``, which model and file it belongs to.
-
-    Raises:
-        StoreError: The disk refused.
-    """
-    with disk_errors("starting a download", directory):
-        if not (directory / ABOUT_NAME).exists():
-            fields = {"ref": ref_key, "path": path, "size": size, "since": int(time.time())}
-            write_durably(directory / ABOUT_NAME, json.dumps(fields).encode())
-
-
-@dataclass(frozen=True)
-class Description:
-    """What :func:`describe_partial` noted; ``since`` in seconds since 1970."""
-
-    ref: str
-    path: str
-    since: int
-
-
-def read_description(directory: Path) -> Description | None:
-    """Return what was noted in a partial's directory, or None where the note is missing or torn."""
-    try:
-        fields = json.loads((directory / ABOUT_NAME).read_bytes())
-        return Description(str(fields["ref"]), str(fields["path"]), int(fields["since"]))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None

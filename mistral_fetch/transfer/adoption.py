@@ -11,7 +11,8 @@ from mistral_fetch.events import Report
 from mistral_fetch.manifest import FileEntry
 from mistral_fetch.store.adopt import adopt_file
 from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.partials import CommittedBlob, Partial
+from mistral_fetch.store.partial_notes import CommittedBlob
+from mistral_fetch.store.partials import Partial
 from mistral_fetch.transfer.shelves import Shelf
 
 

@@ -47,7 +47,8 @@ from mistral_fetch.store.gc import list_empty_partials
 from mistral_fetch.store.hashing import FileHashes
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
-from mistral_fetch.store.partials import LOCK_NAME, TORRENT_STATE, CommittedBlob, Partial, describe_partial
+from mistral_fetch.store.partial_notes import LOCK_NAME, TORRENT_STATE, CommittedBlob, describe_partial
+from mistral_fetch.store.partials import Partial
 from mistral_fetch.store.salvage import salvage_blob
 from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
 from mistral_fetch.transfer.adoption import Adopter

@@ -12,7 +12,7 @@ from mistral_fetch.digest import Assurance, Digest
 from mistral_fetch.events import BytesReceived, Event, Report
 from mistral_fetch.manifest import FileEntry, Manifest
 from mistral_fetch.sources.urls import public_url
-from mistral_fetch.store.partials import CommittedBlob
+from mistral_fetch.store.partial_notes import CommittedBlob
 from mistral_fetch.store.snapshots import FROM_CACHE
 from mistral_fetch.transfer.offer import Offer
 

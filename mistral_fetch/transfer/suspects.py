@@ -17,7 +17,7 @@ from mistral_fetch.sources.failover import mirrors_of
 from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
 from mistral_fetch.spans import PieceGrid
 from mistral_fetch.store.journal import UNHASHED
-from mistral_fetch.store.partials import CommittedBlob
+from mistral_fetch.store.partial_notes import CommittedBlob
 
 SentPieces = Mapping[int, tuple[str, str]]
 """By piece: the host that sent it, and the sha256 of what it sent."""

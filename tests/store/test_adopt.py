@@ -22,7 +22,8 @@ from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.store import adopt
 from mistral_fetch.store.adopt import adopt_file
 from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.partials import CommittedBlob, Partial
+from mistral_fetch.store.partial_notes import CommittedBlob
+from mistral_fetch.store.partials import Partial
 
 PIECE = 64 * 1024
 DATA = random.Random(31).randbytes(2 * PIECE + 5)

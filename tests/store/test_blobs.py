@@ -20,7 +20,8 @@ from mistral_fetch.store import blobs
 from mistral_fetch.store.blobs import commit_partial, find_blob
 from mistral_fetch.store.hashing import FileHashes
 from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.partials import CommittedBlob, Partial
+from mistral_fetch.store.partial_notes import CommittedBlob
+from mistral_fetch.store.partials import Partial
 
 PIECE = 64 * 1024
 DATA = random.Random(1).randbytes(2 * PIECE + 5)

@@ -14,7 +14,8 @@ from mistral_fetch.errors import OutOfSpace, PieceMismatch, StoreError, StoreNot
 from mistral_fetch.manifest import DEFAULT_PIECE_LENGTH, PieceHashes
 from mistral_fetch.spans import Span
 from mistral_fetch.store import journal, partials
-from mistral_fetch.store.partials import CommittedBlob, Partial
+from mistral_fetch.store.partial_notes import CommittedBlob
+from mistral_fetch.store.partials import Partial
 
 PIECE = 64 * 1024
 DATA = random.Random(3).randbytes(5 * PIECE + 777)

@@ -33,7 +33,7 @@ from mistral_fetch.simulators.mirror import Fault, MirrorSimulator
 from mistral_fetch.simulators.publisher import PublisherSimulator
 from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.partials import CommittedBlob
+from mistral_fetch.store.partial_notes import CommittedBlob
 from mistral_fetch.store.snapshots import load_manifest, load_provenance
 from mistral_fetch.transfer import execute
 from mistral_fetch.transfer.provenance import Delivered, pin_manifest

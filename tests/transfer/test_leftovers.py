@@ -17,7 +17,7 @@ from mistral_fetch.simulators.publisher import PublisherSimulator
 from mistral_fetch.store.gc import execute_removal, held_for_removal, plan_removal
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
-from mistral_fetch.store.partials import LOCK_NAME
+from mistral_fetch.store.partial_notes import LOCK_NAME
 from mistral_fetch.store.snapshots import find_refs, load_manifest, load_provenance
 from mistral_fetch.store.verify import verify_directory
 from tests.transfer.conftest import Puller

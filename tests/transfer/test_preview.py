@@ -12,7 +12,8 @@ from mistral_fetch.errors import AssuranceTooLow
 from mistral_fetch.ref import parse_ref
 from mistral_fetch.simulators.publisher import PublisherSimulator
 from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.partials import CommittedBlob, Partial
+from mistral_fetch.store.partial_notes import CommittedBlob
+from mistral_fetch.store.partials import Partial
 from mistral_fetch.transfer.channels import Job
 from mistral_fetch.transfer.local import ref_key
 from mistral_fetch.transfer.offer import Offer, partial_key

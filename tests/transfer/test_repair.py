@@ -21,7 +21,8 @@ from mistral_fetch.metalink import serialise_metalink
 from mistral_fetch.simulators.mirror import Fault, MirrorSimulator
 from mistral_fetch.simulators.publisher import SMALL_PIECE_LENGTH, PublisherSimulator
 from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.partials import CommittedBlob, Partial
+from mistral_fetch.store.partial_notes import CommittedBlob
+from mistral_fetch.store.partials import Partial
 from mistral_fetch.store.snapshots import find_refs
 from mistral_fetch.store.verify import verify_snapshot
 from mistral_fetch.transfer.repair import Damage, Repaired, find_damage, repair

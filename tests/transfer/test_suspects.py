@@ -9,7 +9,7 @@ import pytest
 from mistral_fetch.events import SourceLied
 from mistral_fetch.manifest import FileEntry, MirrorUrl, PieceHashes
 from mistral_fetch.spans import PieceGrid
-from mistral_fetch.store.partials import CommittedBlob
+from mistral_fetch.store.partial_notes import CommittedBlob
 from mistral_fetch.transfer.suspects import Suspects, sent_pieces
 
 GRID = PieceGrid(250, 100)
