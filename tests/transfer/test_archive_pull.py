@@ -35,7 +35,7 @@ from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.partial_notes import CommittedBlob
 from mistral_fetch.store.snapshots import load_manifest, load_provenance
-from mistral_fetch.transfer import execute
+from mistral_fetch.transfer import obtain
 from mistral_fetch.transfer.provenance import Delivered, pin_manifest
 from mistral_fetch.transfer.resolve import Resolver
 from tests.transfer.conftest import Puller
@@ -229,7 +229,7 @@ def test_the_folder_that_holds_everything_is_left_out_of_names(
 def test_a_kill_between_two_commits_fetches_nothing_again(
     puller: Puller, catalog: str, mirror: MirrorSimulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    commit = execute.commit_partial
+    commit = obtain.commit_partial
 
     def commit_one(layout: Layout, entry: FileEntry, *rest: Any) -> Any:
         if entry.path == "params.json":
@@ -237,7 +237,7 @@ def test_a_kill_between_two_commits_fetches_nothing_again(
         return commit(layout, entry, *rest)
 
     with monkeypatch.context() as killed:
-        killed.setattr(execute, "commit_partial", commit_one)
+        killed.setattr(obtain, "commit_partial", commit_one)
         with pytest.raises(KeyboardInterrupt):
             puller("model", catalog=catalog, **MD5_IS_ENOUGH)
     sent = mirror.bytes_sent()
