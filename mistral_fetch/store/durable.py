@@ -49,6 +49,12 @@ def explain_os_error(error: OSError, doing: str, path: Path) -> StoreError:
             detail=detail,
             hint="choose a writable place with --home DIR or MISTRAL_FETCH_HOME (or --out, when publishing)",
         )
+    if isinstance(error, FileNotFoundError):
+        return StoreError(
+            f"something removed a file that was in use while {doing}: {path}",
+            detail=f"expected it to stay until this process is done, got: {error.strerror or error}",
+            hint="is another process at work on this cache, and do locks hold there? run the same command again",
+        )
     return StoreError(
         f"the disk failed while {doing}: {path}",
         detail=detail,
