@@ -11,6 +11,8 @@ import pytest
 from mistral_fetch.simulators.mirror import MirrorSimulator
 from mistral_fetch.simulators.publisher import PublisherSimulator
 from mistral_fetch.store.crash_points import CRASH_POINTS, VARIABLE
+from mistral_fetch.store.layout import Layout
+from mistral_fetch.store.snapshots import list_refs
 from tests.transfer.conftest import Puller
 from tests.transfer.engine import BATCH, CONNECTIONS, LONGEST_RUN, PIECE, RATE, SEND_BUFFER
 from tests.transfer.processes import assert_what_is_named_is_right, result_of, start_pull, write_manifest
@@ -45,6 +47,7 @@ def test_a_pull_killed_at_a_named_place_names_nothing_wrong_and_the_next_one_goe
         assert {p: (Path(result["directory"]) / p).read_bytes() for p in PUBLISHER.files} == PUBLISHER.files
         puller.assert_blobs_are_right()
         assert_what_is_named_is_right(puller.home, PUBLISHER)
+        assert len(list_refs(Layout(puller.home))) == 1
         assert list(puller.home.glob("partial/*")) == []
         assert list(puller.home.glob("snapshots/.*")) == []
         assert {path.stat().st_mode & 0o777 for path in puller.home.glob("blobs/sha256/*/*")} == {0o444}
