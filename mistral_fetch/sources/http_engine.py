@@ -95,7 +95,8 @@ class ParallelFetch:
         self._raw_report = report
         grids = [job.target.partial.grid for job in jobs]
         self._piece_bytes = max(min(grid.piece_length, grid.size) for grid in grids)
-        self._connections = max(1, min(connections, BUFFER_BYTES // max(self._piece_bytes, 1)))
+        bounded = max(1, min(connections, BUFFER_BYTES // max(self._piece_bytes, 1)))
+        self._connections = limit.worthwhile_connections(bounded)
         self._schedule = Schedule(
             [
                 (job.target.partial.grid, job.target.partial.missing_pieces(), job.addresses.keys() - set(job.reserve))

@@ -8,6 +8,8 @@ from collections.abc import Callable
 
 # How much may come at once after a pause: more would be felt on the line, less would cost a wait for each chunk.
 BURST_SECONDS = 0.25
+# With less than this for each, more connections bring nothing and make all pieces late.
+LEAST_PER_CONNECTION = 1_000_000.0
 _LONGEST_NAP_SECONDS = 0.2
 
 
@@ -37,6 +39,12 @@ class RateLimit:
         if self.bytes_per_second is None:
             return None
         return max(4096, min(256 * 1024, int(self.bytes_per_second * BURST_SECONDS / 4)))
+
+    def worthwhile_connections(self, most: int) -> int:
+        """Return how many connections such a rate is worth: each holds an unfinished piece that a stop throws away."""
+        if self.bytes_per_second is None:
+            return most
+        return max(1, min(most, int(self.bytes_per_second / LEAST_PER_CONNECTION)))
 
     def take(self, length: int, check_stop: Callable[[], None]) -> None:
         """Pay for bytes that were received; wait until they are within the rate.

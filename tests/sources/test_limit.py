@@ -136,3 +136,8 @@ def _take_many(take: Callable[[int, Callable[[], None]], None], times: int, leng
 @pytest.mark.parametrize("rate, chunk", [(1_000.0, 4096), (1_000_000.0, 62_500), (1e9, 256 * 1024)])
 def test_what_is_read_at_once_is_a_fraction_of_the_burst(rate: float, chunk: int) -> None:
     assert limited(rate)[0].chunk_bytes == chunk
+
+
+@pytest.mark.parametrize("rate, connections", [(None, 16), (100_000, 1), (3_500_000, 3), (10**9, 16)])
+def test_a_low_rate_is_not_spread_over_many_connections(rate: float | None, connections: int) -> None:
+    assert RateLimit(rate).worthwhile_connections(16) == connections
