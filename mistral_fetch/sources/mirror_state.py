@@ -145,7 +145,8 @@ class MirrorState:
         Connections that break together are one failure: only a request begun after the last failure counts as another.
         """
         self.failure_count += 1
-        if self.is_echo(error, asked_seconds):
+        # Where a refusal already asked for too much patience, the moment to wait for is not to come.
+        if self.is_echo(error, asked_seconds) and not self._wants_too_much:
             return max(0.0, self.not_before_seconds - now_seconds)
         delay = self.backoff.delay_after(error)
         self._wants_too_much = False

@@ -159,6 +159,13 @@ def test_a_mirror_that_wants_too_much_patience_is_asked_once_more_when_nothing_e
     assert not patient.is_free(NOW + 29)
 
 
+def test_a_connection_that_fails_together_with_one_that_was_to_wait_till_tomorrow_does_not_wait() -> None:
+    mirror = state(active=3)
+    tomorrow = busy(retry_after=86400.0)
+    mirror.refused(tomorrow, NOW)  # a third connection was being sent something at that moment
+    assert mirror.delay_after(tomorrow, NOW - 1, NOW + 0.1) is None
+
+
 def test_refusals_are_no_failures() -> None:
     mirror = state(active=4, limit=8)
     for number in range(20):
