@@ -33,6 +33,11 @@ _FACTORS = {
 _SIZE = re.compile(r"\s*(\d{1,18})(?:\.(\d{1,18}))?\s*([a-z]*?)(/s|ps)?\s*", re.IGNORECASE | re.ASCII)
 
 
+def smoothed(known: float | None, measured: float, share: float) -> float:
+    """Return a running average (exponential): ``share`` of the new measurement, the rest of what was known, if any."""
+    return known + share * (measured - known) if known else measured
+
+
 def format_size(size: int) -> str:
     """Return ``size`` bytes as text with a decimal unit, such as ``14.5 GB``."""
     for unit, factor in _DECIMAL:

@@ -8,6 +8,7 @@ from mistral_fetch.errors import MirrorError
 from mistral_fetch.sources.meter import PROGRESS_BYTES
 from mistral_fetch.sources.retry import Backoff
 from mistral_fetch.sources.status import PassingStatus
+from mistral_fetch.units import smoothed
 
 # How long a number of connections is watched before another one is tried.
 GROWTH_SECONDS = 1.0
@@ -102,8 +103,7 @@ class MirrorState:
 
     def answered(self, seconds: float) -> None:
         """Learn how long an answer took to begin."""
-        known = self.request_seconds
-        self.request_seconds = seconds if known is None else known + _SMOOTHING * (seconds - known)
+        self.request_seconds = smoothed(self.request_seconds, seconds, _SMOOTHING)
 
     def delivered(self, length: int, seconds: float) -> None:
         """Learn from a piece that one connection brought in ``seconds``."""
@@ -111,8 +111,7 @@ class MirrorState:
         if length < PROGRESS_BYTES:
             return  # the time a tiny file takes says nothing about a rate
         rate = length / max(seconds, 1e-6)
-        known = self.rate_bytes_per_second
-        self.rate_bytes_per_second = rate if known is None else known + _SMOOTHING * (rate - known)
+        self.rate_bytes_per_second = smoothed(self.rate_bytes_per_second, rate, _SMOOTHING)
         self.measured_rate = self.rate_bytes_per_second
 
     def is_refusing(self, error: MirrorError, delivering: int) -> bool:

@@ -47,18 +47,14 @@ class Backoff:
         """Forget past failures: bytes came."""
         self._failures = 0
 
-    def accepted_wait(self, error: MirrorError) -> float | None:
-        """Return how many seconds the server asks to wait; None if it does not, or asks for more than we would."""
-        asked = error.retry_after_seconds if isinstance(error, PassingStatus) else None
-        return asked if asked is not None and asked <= self._policy.longest_retry_after_seconds else None
-
     def delay_after(self, error: MirrorError) -> float | None:
         """Return how many seconds to wait before the next request, or None to give up."""
         self._failures += 1
         if error.is_permanent or self._failures >= self._policy.attempts:
             return None
         if isinstance(error, PassingStatus) and error.retry_after_seconds is not None:
-            return self.accepted_wait(error)
+            asked = error.retry_after_seconds
+            return asked if asked <= self._policy.longest_retry_after_seconds else None
         # Full jitter: clients that failed together must not come back together.
         ceiling = min(
             self._policy.longest_delay_seconds, self._policy.first_delay_seconds * 2.0 ** (self._failures - 1)

@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
+from mistral_fetch.units import smoothed
+
 MAX_MIRRORS = 256
 # A mirror that lied is asked only when no other is left, for this long.
 DISTRUST_SECONDS = 7 * 24 * 3600
@@ -63,7 +65,7 @@ class ScoreBook:
             before, now = self.score(origin), int(self._now())
             known = before.rate_bytes_per_second
             if rate is not None:
-                rate = rate if not known else known + _SMOOTHING * (rate - known)
+                rate = smoothed(known, rate, _SMOOTHING)
             self._scores[origin] = replace(
                 before,
                 rate_bytes_per_second=round(rate or known, 1),

@@ -20,7 +20,7 @@ from mistral_fetch.manifest import PieceHashes
 from mistral_fetch.store.hashing import FileHashes, hash_pieces
 from mistral_fetch.store.journal import UNHASHED
 from mistral_fetch.store.partials import Partial
-from mistral_fetch.units import MIB
+from mistral_fetch.units import MIB, smoothed
 
 READ_BYTES = MIB
 # Piece hashes that were left out are made up for at the end, unless that would be a second pass over the file.
@@ -140,7 +140,8 @@ class PrefixFollower:
         unfinished = next((file.partial for file in self._files if not file.is_done), None)
         if unfinished is None:
             self._is_over = self._is_over or not self._files
-            threading.Event().wait(_WAIT_SECONDS / 4)
+            with self._state:
+                self._state.wait(_WAIT_SECONDS / 4)
             return
         with unfinished.changed:
             unfinished.changed.wait(_WAIT_SECONDS)
@@ -188,5 +189,5 @@ class PrefixFollower:
         with file.partial.changed:
             file.partial.followed_end = span.end
             rate, known = span.length / max(time.monotonic() - began, 1e-6), file.partial.followed_bytes_per_second
-            file.partial.followed_bytes_per_second = rate if not known else known + _SMOOTHING * (rate - known)
+            file.partial.followed_bytes_per_second = smoothed(known, rate, _SMOOTHING)
             file.partial.changed.notify_all()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import random
+import shutil
+import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +22,7 @@ from mistral_fetch.sources.http_client import HttpClient, HttpSettings
 from mistral_fetch.sources.retry import RetryPolicy
 from mistral_fetch.store.partials import Partial
 
+OPENSSL = shutil.which("openssl")
 PIECE = 64 * 1024
 DATA = random.Random(11).randbytes(10 * PIECE + 4321)
 NAME = "model.safetensors"
@@ -96,6 +99,21 @@ class Download:
         partial = self.partial()
         for span in partial.present:
             assert self.content()[span.start : span.end] == DATA[span.start : span.end]
+
+
+@pytest.fixture(scope="session")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1 with its key, in one file."""
+    if OPENSSL is None:
+        pytest.skip("needs the openssl program to make a certificate")
+    directory = tmp_path_factory.mktemp("tls")
+    key, cert = directory / "key.pem", directory / "cert.pem"
+    command = f"{OPENSSL} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
+    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
+    subprocess.run([*command.split(), *names], check=True, capture_output=True, timeout=60)
+    both = directory / "both.pem"
+    both.write_bytes(cert.read_bytes() + key.read_bytes())
+    return both
 
 
 @pytest.fixture(scope="session")

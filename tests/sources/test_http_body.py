@@ -7,13 +7,11 @@ import random
 import shutil
 import socket
 import ssl
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 
 import pytest
 
@@ -29,21 +27,6 @@ ONCE = RetryPolicy(attempts=1)
 HTTPX_CHUNK = 64 * KIB
 LARGE = random.Random(41).randbytes(DIRECT_BYTES + 3 * HTTPX_CHUNK + 77)
 OPENSSL = shutil.which("openssl")
-
-
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1 with its key, in one file."""
-    if OPENSSL is None:
-        pytest.skip("needs the openssl program to make a certificate")
-    directory = tmp_path_factory.mktemp("tls")
-    key, cert = directory / "key.pem", directory / "cert.pem"
-    command = f"{OPENSSL} req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -days 2 -subj /CN=localhost"
-    names = ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)]
-    subprocess.run([*command.split(), *names], check=True, capture_output=True, timeout=60)
-    both = directory / "both.pem"
-    both.write_bytes(cert.read_bytes() + key.read_bytes())
-    return both
 
 
 @pytest.fixture(params=["http", "https"])
