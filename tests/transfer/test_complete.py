@@ -10,9 +10,11 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections import namedtuple
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ from mistral_fetch.config import Settings
 from mistral_fetch.errors import MistralFetchError, OfflineRefused, OutOfSpace, StoreLocked, UnsupportedLayout
 from mistral_fetch.events import Notice
 from mistral_fetch.ref import parse_ref
-from mistral_fetch.simulators.mirror import Fault
+from mistral_fetch.simulators.mirror import Fault, MirrorSimulator, SeenRequest
 from mistral_fetch.simulators.publisher import PublisherSimulator
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
@@ -48,10 +50,13 @@ finally:
 """
 
 
-def program(*arguments: str, code: str = "from mistral_fetch.cli.app import main; main()") -> subprocess.Popen[str]:
+def program(
+    *arguments: str, code: str = "from mistral_fetch.cli.app import main; main()", stderr: Path | None = None
+) -> subprocess.Popen[str]:
     argv = [sys.executable, "-c", code, *arguments]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with stderr.open("w") if stderr else nullcontext(subprocess.PIPE) as log:
+        return subprocess.Popen(argv, env=environment, stdout=subprocess.PIPE, stderr=log, text=True)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:
@@ -107,10 +112,35 @@ def test_offline_is_refused_in_process_too(puller: Puller) -> None:
     assert caught.value.exit_code == 6
 
 
-def test_two_processes_that_pull_the_same_model_both_get_it(puller: Puller) -> None:
-    with MODEL.serve(rate_bytes_per_second=4_000_000) as mirror:
+def held(*mirrors: MirrorSimulator) -> threading.Event:
+    """Make the mirrors answer requests for the weights only when the event is set."""
+    released = threading.Event()
+
+    def wait(request: SeenRequest) -> None:
+        if request.path.endswith("w.bin"):
+            released.wait(60)
+
+    for mirror in mirrors:
+        mirror.rule = wait
+    return released
+
+
+def race(logs: Path, released: threading.Event, *commands: list[str]) -> list[tuple[int, str, str]]:
+    """Run the commands at once; release the weights when all but one of them said that they wait."""
+    files = [logs / f"{number}.err" for number in range(len(commands))]
+    processes = [program(*command, stderr=file) for command, file in zip(commands, files, strict=True)]
+    deadline = time.monotonic() + 60
+    while sum("waiting for process" in file.read_text() for file in files) < len(commands) - 1:
+        assert time.monotonic() < deadline, [file.read_text() for file in files]
+        time.sleep(0.02)
+    released.set()
+    return [(*ended(process)[:2], file.read_text()) for process, file in zip(processes, files, strict=True)]
+
+
+def test_two_processes_that_pull_the_same_model_both_get_it(puller: Puller, tmp_path: Path) -> None:
+    with MODEL.serve() as mirror:
         arguments = ["pull", "--json", mirror.url("model.meta4")]
-        results = [ended(process) for process in [program(*arguments) for _ in range(3)]]
+        results = race(tmp_path, held(mirror), *[arguments] * 3)
         sent = mirror.bytes_sent("model/w.bin")
     assert [code for code, _, _ in results] == [0, 0, 0], results
     directories = {json.loads(out)["directory"] for _, out, _ in results}
@@ -123,9 +153,9 @@ def test_two_processes_that_pull_the_same_model_both_get_it(puller: Puller) -> N
 
 
 def test_two_processes_that_pull_the_same_content_by_two_names_both_get_it(puller: Puller, tmp_path: Path) -> None:
-    with MODEL.serve(rate_bytes_per_second=3_000_000) as mirror, MODEL.serve(rate_bytes_per_second=2_000_000) as other:
-        urls = [mirror.url("model.meta4"), other.url("model.meta4")]
-        results = [ended(process) for process in [program("pull", "--json", url) for url in urls]]
+    with MODEL.serve() as mirror, MODEL.serve() as other:
+        commands = [["pull", "--json", url] for url in (mirror.url("model.meta4"), other.url("model.meta4"))]
+        results = race(tmp_path, held(mirror, other), *commands)
     assert [code for code, _, _ in results] == [0, 0], results
     for _, out, _ in results:
         directory = Path(json.loads(out)["directory"])
