@@ -42,10 +42,10 @@ class Settings:
     """Torrent peers to connect to, ``host:port``."""
     lock_timeout: float = 600.0
     """Seconds to wait for another process that works on the same model; long enough for a fast pull."""
-    connect_timeout: float = 15.0
+    connect_timeout: float = 7.0
     """Seconds to wait for a connection to a mirror."""
-    read_timeout: float = 30.0
-    """Seconds without a byte after which a mirror counts as stalled."""
+    read_timeout: float = 7.0
+    """Seconds without a byte after which a mirror is asked anew; where nobody else delivers, twice that ends it."""
     connections: int = 16
     """The most connections to mirrors at a time, 1 to 64; how many are opened depends on what they bring."""
     limit: int = 0

@@ -23,7 +23,7 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path:
     assert (loaded.values.via, loaded.origins["via"]) == ("auto", "flag")
     assert (loaded.values.read_timeout, loaded.origins["read_timeout"]) == (9.0, "environment")
     assert (loaded.values.peer_timeout, loaded.origins["peer_timeout"]) == (8.0, str(tmp_path / "config.toml"))
-    assert (loaded.values.connect_timeout, loaded.origins["connect_timeout"]) == (15.0, "default")
+    assert (loaded.values.connect_timeout, loaded.origins["connect_timeout"]) == (7.0, "default")
 
 
 def test_every_setting_has_a_parser_and_an_origin(tmp_path: Path) -> None:

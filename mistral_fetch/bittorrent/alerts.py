@@ -50,6 +50,14 @@ class PiecePassed:
 
 
 @dataclass(frozen=True)
+class PieceRead:
+    """The bytes of a piece that was asked for; empty where they could not be read."""
+
+    piece: int
+    data: bytes
+
+
+@dataclass(frozen=True)
 class PieceFailed:
     """A piece did not match its hash."""
 
@@ -106,6 +114,7 @@ Alert = (
     BlockReceived
     | PeerConnected
     | PiecePassed
+    | PieceRead
     | PieceFailed
     | PeerBanned
     | WebSeedFailed
@@ -128,6 +137,8 @@ def _copy(alert: lt.alert) -> Iterator[Alert]:
         yield BlockReceived(alert.piece_index, alert.block_index, format_peer(alert.endpoint))
     elif isinstance(alert, lt.piece_finished_alert):
         yield PiecePassed(alert.piece_index)
+    elif isinstance(alert, lt.read_piece_alert):
+        yield PieceRead(alert.piece, b"" if alert.error.value() else bytes(alert.buffer))
     elif isinstance(alert, lt.peer_connect_alert):
         yield PeerConnected(format_peer(alert.endpoint))
     elif isinstance(alert, lt.hash_failed_alert):

@@ -50,7 +50,7 @@ MAX_PROOFS = 3
 
 
 @dataclass
-class _Clocks:
+class Clocks:
     """Since when what has been so, in monotonic seconds."""
 
     last_peer: float
@@ -142,7 +142,7 @@ class Transfer:
 
     def _wait_until_finished(self) -> None:
         now = time.monotonic()
-        clocks = _Clocks(last_peer=now, last_byte=now)
+        clocks = Clocks(last_peer=now, last_byte=now)
         while True:
             self.check_stop()
             self._handle(self.download.poll(POLL_SECONDS))
@@ -249,7 +249,7 @@ class Transfer:
             self.report(SourceConnected(self.label, count))
         self.peer_count = count
 
-    def _look_for_peers(self, status: DownloadStatus, clocks: _Clocks, now: float) -> None:
+    def _look_for_peers(self, status: DownloadStatus, clocks: Clocks, now: float) -> None:
         if clocks.trial_began is not None:
             self._go_on_with_trial(status, clocks, now)
         elif not status.peers and self.attribution.suspects and now - clocks.last_peer > LONELY_SECONDS:
@@ -258,7 +258,7 @@ class Transfer:
             clocks.last_connect = now
             self.download.connect(self._welcome_endpoints())
 
-    def _begin_trial(self, clocks: _Clocks, now: float) -> None:
+    def _begin_trial(self, clocks: Clocks, now: float) -> None:
         """Talk to one suspect alone: if the next failed piece is all its own, it is proven; else it was innocent."""
         suspect = self.attribution.begin_trial()
         if suspect is None:
@@ -269,7 +269,7 @@ class Transfer:
         self.download.restart_with(parse_peer(suspect), banned)
         clocks.trial_began = clocks.last_peer = now
 
-    def _go_on_with_trial(self, status: DownloadStatus, clocks: _Clocks, now: float) -> None:
+    def _go_on_with_trial(self, status: DownloadStatus, clocks: Clocks, now: float) -> None:
         if self.passed_in_trial > 0 and status.peers:
             clocks.trial_began = None
             self.download.open_up(self._welcome_endpoints())
@@ -280,7 +280,7 @@ class Transfer:
         shunned = {*self.attribution.proven, *self.attribution.suspects}
         return [endpoint for endpoint in self.endpoints if format_peer(endpoint) not in shunned]
 
-    def _give_up_in_time(self, status: DownloadStatus, clocks: _Clocks, now: float) -> None:
+    def _give_up_in_time(self, status: DownloadStatus, clocks: Clocks, now: float) -> None:
         silence = now - clocks.last_peer
         nobody_left = not self.endpoints and not self.download.has_places_to_ask
         if not status.peers and (silence > self.settings.no_peers_timeout_seconds or nobody_left):
