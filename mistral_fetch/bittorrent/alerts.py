@@ -88,6 +88,28 @@ class TorrentFailed:
 
 
 @dataclass(frozen=True)
+class ListenFailed:
+    """Peers cannot connect to us at this address."""
+
+    address: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DhtFailed:
+    """The DHT cannot be joined by one of the nodes it is joined by."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class DhtCounted:
+    """How many nodes of the DHT are known; comes when asked for."""
+
+    nodes: int
+
+
+@dataclass(frozen=True)
 class Finished:
     """Every wanted piece is there."""
 
@@ -111,6 +133,9 @@ Alert = (
     | WebSeedFailed
     | DiskFailed
     | TorrentFailed
+    | ListenFailed
+    | DhtFailed
+    | DhtCounted
     | Finished
     | CacheFlushed
     | TorrentRemoved
@@ -142,6 +167,16 @@ def _copy(alert: lt.alert) -> Iterator[Alert]:
         yield DiskFailed(alert.filename(), _errno(alert.error), printable(alert.error.message()))
     elif isinstance(alert, lt.torrent_error_alert):
         yield TorrentFailed(printable(alert.error.message()))
+    elif isinstance(alert, lt.listen_failed_alert):
+        if (
+            alert.sock_type == lt.listen_failed_alert_socket_type_t.tcp
+        ):  # each address has a UDP socket that fails alike
+            address = format_peer((alert.listen_interface(), alert.port))
+            yield ListenFailed(printable(address), printable(alert.error.message()))
+    elif isinstance(alert, lt.dht_stats_alert):
+        yield DhtCounted(sum(bucket["num_nodes"] for bucket in alert.routing_table))
+    elif alert.what() == "dht_error":  # without a class of its own in Python
+        yield DhtFailed(printable(alert.message()))
     elif isinstance(alert, lt.torrent_finished_alert):
         yield Finished()
     elif isinstance(alert, lt.cache_flushed_alert):
