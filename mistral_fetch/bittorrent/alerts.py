@@ -168,11 +168,8 @@ def _copy(alert: lt.alert) -> Iterator[Alert]:
     elif isinstance(alert, lt.torrent_error_alert):
         yield TorrentFailed(printable(alert.error.message()))
     elif isinstance(alert, lt.listen_failed_alert):
-        if (
-            alert.sock_type == lt.listen_failed_alert_socket_type_t.tcp
-        ):  # each address has a UDP socket that fails alike
-            address = format_peer((alert.listen_interface(), alert.port))
-            yield ListenFailed(printable(address), printable(alert.error.message()))
+        if alert.sock_type == lt.listen_failed_alert_socket_type_t.tcp:  # its UDP socket fails alike
+            yield ListenFailed(format_peer(alert.endpoint), printable(alert.error.message()))
     elif isinstance(alert, lt.dht_stats_alert):
         yield DhtCounted(sum(bucket["num_nodes"] for bucket in alert.routing_table))
     elif alert.what() == "dht_error":  # without a class of its own in Python

@@ -61,7 +61,7 @@ def listen_interfaces(addresses: Iterable[str]) -> str:
 
 
 def missing_interfaces(interfaces: str) -> list[str]:
-    """Return the network interfaces in ``listen_interfaces`` that this machine lacks: libtorrent skips them silently."""
+    """Return the network interfaces that are named but not there: libtorrent skips them silently."""
     hosts = [part.rpartition(":")[0] for part in interfaces.split(",")]
     names = [host for host in hosts if host and not _is_address(host.strip("[]"))]
     present = {name for _, name in socket.if_nameindex()}

@@ -13,7 +13,7 @@ from urllib.parse import unquote, urlsplit
 
 import libtorrent as lt
 
-from mistral_fetch.errors import ConfigError
+from mistral_fetch.errors import SwarmError
 
 _TYPES = {
     "socks5": (lt.proxy_type_t.socks5, lt.proxy_type_t.socks5_pw),
@@ -38,7 +38,7 @@ def parse_proxy(url: str) -> Proxy:
     """Return the proxy that ``url`` names.
 
     Raises:
-        ConfigError: The swarm cannot use such a proxy.
+        SwarmError: The swarm cannot use such a proxy.
     """
     try:
         parts = urlsplit(url)
@@ -46,7 +46,7 @@ def parse_proxy(url: str) -> Proxy:
     except ValueError:
         parts, port = urlsplit(""), None
     if parts.scheme not in _TYPES or not parts.hostname:
-        raise ConfigError(
+        raise SwarmError(
             "the swarm cannot be reached through this proxy",
             detail=f"expected socks5://HOST:PORT or http://HOST:PORT, got {parts.scheme or 'no scheme'}://…",
             hint="fetch with --via http, or name another proxy; without one, peers see this machine's address",

@@ -88,7 +88,7 @@ def session_settings(settings: SwarmSettings, *, incoming: bool) -> dict[str, An
     """Return libtorrent's settings for a session, each with its reason where it is not the obvious one.
 
     Raises:
-        ConfigError: The proxy is of a kind that libtorrent cannot use.
+        SwarmError: The proxy is of a kind that libtorrent cannot use.
     """
     through_proxy = proxy_settings(parse_proxy(settings.proxy)) if settings.proxy else {}
     dht_nodes = {"dht_bootstrap_nodes": settings.dht_nodes} if settings.dht_nodes else {}
