@@ -31,7 +31,7 @@ def test_every_setting_has_a_parser_and_an_origin(tmp_path: Path) -> None:
     assert set(loaded.origins) == {field.name for field in dataclasses.fields(Settings)}
     for field in dataclasses.fields(Settings):
         value = getattr(loaded.values, field.name)
-        given: Any = ",".join(value) or "h:1" if field.name == "peers" else value
+        given: Any = ",".join(value) or "h:1" if isinstance(value, tuple) else value
         given = value.label if isinstance(value, Assurance) else given
         again = load_settings({}, {"HOME": str(tmp_path), f"MISTRAL_FETCH_{field.name.upper()}": str(given)})
         assert type(getattr(again.values, field.name)) is type(value)
@@ -54,6 +54,8 @@ def test_an_empty_variable_is_not_a_value() -> None:
         ("dht", "off", False),
         ("min_assurance", "sha256", Assurance.SHA256),
         ("peers", "a:1, [::1]:2 b:65535", ("a:1", "[::1]:2", "b:65535")),
+        ("listen", "127.0.0.1:6881-6889, [::]:0 eth0:1", ("127.0.0.1:6881-6889", "[::]:0", "eth0:1")),
+        ("encryption", "require", "require"),
         ("disk_reserve", "1 GB", 10**9),
         ("disk_reserve", "0", 0),
         ("lock_timeout", "0", 0.0),
@@ -72,6 +74,11 @@ def test_values_are_read(name: str, text: str, value: object) -> None:
         ("offline", "2"),
         ("via", "carrier pigeon"),
         ("min_assurance", "certain"),
+        ("encryption", "rot13"),
+        ("listen", "6881"),
+        ("listen", "127.0.0.1:70000"),
+        ("listen", "127.0.0.1:9-8"),
+        ("listen", "h,k:1"),
         ("peers", "nohost"),
         ("peers", "host:"),
         ("peers", "host:0"),

@@ -108,6 +108,7 @@ NETWORK_USERS = {
     "mistral_fetch.sources.http_body": {"socket", "ssl"},  # reads from the sockets that httpx opened
     "mistral_fetch.sources.mirror_errors": {"ssl", "socket"},  # tells their exceptions apart
     "mistral_fetch.bittorrent.peers": {"socket"},  # reads and writes addresses
+    "mistral_fetch.bittorrent.listen": {"socket"},  # tries whether a port is free
     "mistral_fetch.store.lock": {"socket"},  # this machine's name, for a lock's owner
     "mistral_fetch.simulators.*": {"http", "socket", "socketserver", "ssl"},
 }

@@ -96,6 +96,28 @@ class TorrentFailed:
 
 
 @dataclass(frozen=True)
+class ListenFailed:
+    """Peers cannot connect to us at this address."""
+
+    address: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DhtFailed:
+    """The DHT cannot be joined by one of the nodes it is joined by."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class DhtCounted:
+    """How many nodes of the DHT are known; comes when asked for."""
+
+    nodes: int
+
+
+@dataclass(frozen=True)
 class Finished:
     """Every wanted piece is there."""
 
@@ -120,6 +142,9 @@ Alert = (
     | WebSeedFailed
     | DiskFailed
     | TorrentFailed
+    | ListenFailed
+    | DhtFailed
+    | DhtCounted
     | Finished
     | CacheFlushed
     | TorrentRemoved
@@ -153,6 +178,13 @@ def _copy(alert: lt.alert) -> Iterator[Alert]:
         yield DiskFailed(alert.filename(), _errno(alert.error), printable(alert.error.message()))
     elif isinstance(alert, lt.torrent_error_alert):
         yield TorrentFailed(printable(alert.error.message()))
+    elif isinstance(alert, lt.listen_failed_alert):
+        if alert.sock_type == lt.listen_failed_alert_socket_type_t.tcp:  # its UDP socket fails alike
+            yield ListenFailed(format_peer(alert.endpoint), printable(alert.error.message()))
+    elif isinstance(alert, lt.dht_stats_alert):
+        yield DhtCounted(sum(bucket["num_nodes"] for bucket in alert.routing_table))
+    elif alert.what() == "dht_error":  # without a class of its own in Python
+        yield DhtFailed(printable(alert.message()))
     elif isinstance(alert, lt.torrent_finished_alert):
         yield Finished()
     elif isinstance(alert, lt.cache_flushed_alert):

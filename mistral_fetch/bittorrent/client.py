@@ -37,6 +37,7 @@ _BLOCK_FINISHED = 3
 _BLOCKED = 1  # libtorrent's name for it is missing in Python
 # Never here: no_verify_files (libtorrent 2.1.1 crashes soon after) and bit 25 (it crashes hybrids with web seeds).
 _FLAGS = lt.torrent_flags.update_subscribe | lt.torrent_flags.apply_ip_filter
+_NO_PEX = lt.torrent_flags.disable_pex
 _ALONE = lt.torrent_flags.disable_dht | lt.torrent_flags.disable_lsd | lt.torrent_flags.disable_pex
 _NOT_YET_CONNECTED = lt.peer_info.connecting | lt.peer_info.handshake
 FLUSH_TIMEOUT_SECONDS = 120.0
@@ -60,15 +61,9 @@ class DownloadStatus:
     uploaded_bytes: int
 
 
-def open_session(settings: SwarmSettings, looks_around: bool) -> lt.session:
-    """Return a running session that talks to nobody yet.
-
-    Args:
-        settings: What to ask of the swarm.
-        looks_around: Whether peers are looked for beyond the named ones.
-    """
-    # With named peers alone, who connects to us can only be one of them again, from a port we did not ban.
-    incoming = looks_around if settings.incoming is None else settings.incoming
+def open_session(settings: SwarmSettings, trackers: tuple[str, ...]) -> lt.session:
+    """Return a running session that talks to nobody yet; ``trackers`` are what the torrent names."""
+    incoming = settings.accepts_incoming(trackers)
     pack: Any = {**session_settings(settings, incoming=incoming), "alert_mask": ALERT_MASK}
     return lt.session(pack)
 
@@ -89,7 +84,7 @@ class Download:
         self._metainfo = metainfo
         self._data_paths = dict(data_paths)
         self._state_directory = state_directory
-        self._settings = settings
+        self._settings = settings.for_private() if metainfo.is_private else settings
         self._session: lt.session | None = None
         self._handle: lt.torrent_handle | None = None
         self._waiting: list[Alert] = []
@@ -109,7 +104,7 @@ class Download:
             # Nothing but holes: saying so spares libtorrent from hashing gigabytes of zeros.
             parameters.have_pieces = [False] * self._metainfo.piece_count
         parameters.peers = list(peers)
-        self._session = open_session(self._settings, self.looks_around)
+        self._session = open_session(self._settings, self._metainfo.trackers)
         self._handle = self._session.add_torrent(parameters)
 
     def poll(self, seconds: float) -> list[Alert]:
@@ -159,7 +154,7 @@ class Download:
         """Look for other peers again, after :meth:`restart_with` found an honest one."""
         handle = self._running_handle
         if self.looks_around:
-            handle.unset_flags(_ALONE)
+            handle.unset_flags(_ALONE if self._settings.pex else _ALONE & ~_NO_PEX)
         for url in self._trackers():
             handle.add_tracker({"url": url})
         for url in self._web_seeds():
@@ -191,6 +186,10 @@ class Download:
         self._wait_for(CacheFlushed, FLUSH_TIMEOUT_SECONDS)
         self._running_handle.force_recheck()
 
+    def count_dht_nodes(self) -> None:
+        """Ask how many nodes of the DHT are known; the answer is among the alerts."""
+        self._running_session.post_dht_stats()
+
     def watch_blocks(self) -> None:
         """Tell of every block from now on, not only of pieces."""
         pack: Any = {"alert_mask": ALERT_MASK | BLOCK_ALERTS}
@@ -205,7 +204,12 @@ class Download:
     @property
     def looks_around(self) -> bool:
         """Return whether peers are looked for beyond the named ones."""
-        return bool(self._settings.dht or self._settings.lsd or self._trackers())
+        return self._settings.looks_around(self._metainfo.trackers)
+
+    @property
+    def uses_dht(self) -> bool:
+        """Return whether the DHT is asked for peers."""
+        return self._settings.dht and not self._settings.proxy
 
     @property
     def has_places_to_ask(self) -> bool:
@@ -226,6 +230,8 @@ class Download:
         parameters = load_parameters(self._metainfo)
         parameters.save_path = str(self._state_directory)
         parameters.flags = _FLAGS if self.looks_around else _FLAGS | _ALONE
+        if not self._settings.pex:
+            parameters.flags |= _NO_PEX
         parameters.trackers = self._trackers()
         parameters.tracker_tiers = list(range(len(parameters.trackers)))
         parameters.url_seeds = self._web_seeds()
@@ -238,10 +244,13 @@ class Download:
         limit = self._settings.download_limit_bytes_per_second
         if limit is not None:
             parameters.download_limit = limit  # the torrent's own: a session's limit does not bind local peers
+        upload_limit = self._settings.upload_limit_bytes_per_second
+        if upload_limit is not None:
+            parameters.upload_limit = upload_limit
         return parameters
 
     def _trackers(self) -> list[str]:
-        return list(self._metainfo.trackers) if self._settings.use_trackers else []
+        return self._settings.usable_trackers(self._metainfo.trackers)
 
     def _web_seeds(self) -> list[str]:
         return list(self._metainfo.web_seeds) if self._settings.use_web_seeds else []

@@ -16,6 +16,7 @@ from mistral_fetch.bittorrent.alerts import (
     BlockReceived,
     DiskFailed,
     Finished,
+    ListenFailed,
     PeerBanned,
     PeerConnected,
     PieceFailed,
@@ -27,6 +28,7 @@ from mistral_fetch.bittorrent.attribution import Attribution
 from mistral_fetch.bittorrent.client import Download, DownloadStatus, disk_error
 from mistral_fetch.bittorrent.metainfo import Metainfo
 from mistral_fetch.bittorrent.peers import Endpoint, format_peer, parse_peer, resolve_peers
+from mistral_fetch.bittorrent.remarks import Remarks
 from mistral_fetch.bittorrent.settings import SwarmSettings, find_peers_hint
 from mistral_fetch.errors import NoPeers, PieceMismatch, Stalled, StoreError, SwarmError
 from mistral_fetch.events import (
@@ -45,6 +47,8 @@ REPORT_SECONDS = 0.25
 RECONNECT_SECONDS = 2.0
 # How long to be without anybody before a suspect is tried again: libtorrent may still be connecting to others.
 LONELY_SECONDS = 2.0
+# After how long without anybody to ask whether the DHT answers at all.
+DHT_SECONDS = 4.0
 # How often finished files may turn out wrong on the disk before the disk is blamed.
 MAX_PROOFS = 3
 
@@ -78,6 +82,7 @@ class Transfer:
     check_stop: Callable[[], None]
     proves_files: bool = False
     attribution: Attribution = field(init=False)
+    remarks: Remarks = field(init=False)
     received: dict[int, int] = field(default_factory=dict)
     verified: dict[int, int] = field(default_factory=dict)
     endpoints: list[Endpoint] = field(default_factory=list)
@@ -89,11 +94,13 @@ class Transfer:
 
     def __post_init__(self) -> None:
         self.attribution = Attribution(self.metainfo.blocks_in_piece)
+        self.remarks = Remarks(self.settings, self.report)
 
     def run(self) -> None:
         """Fetch everything, or raise what made that impossible; either way keep what was received."""
         self.check_stop()
-        self.endpoints = resolve_peers(self.settings.peers)
+        self.endpoints = resolve_peers(self.settings.peers, looks_up=not self.settings.proxy)
+        self.remarks.begin(self.metainfo)
         self.download.start(self.endpoints)
         try:
             self._wait_until_checked()
@@ -189,6 +196,8 @@ class Transfer:
                     detail=f"expected a consistent torrent, got: {alert.reason}",
                     hint="fetch with --via http, or get the .torrent from its publisher again",
                 )
+            elif not isinstance(alert, ListenFailed) or self.settings.accepts_incoming(self.metainfo.trackers):
+                self.remarks.handle(alert)  # an address nobody may connect to anyway is not missed
 
     def _peer_connected(self, address: str) -> None:
         was_clear = not self.attribution.needs_blocks
@@ -257,6 +266,8 @@ class Transfer:
         elif not status.peers and now - clocks.last_connect > RECONNECT_SECONDS:
             clocks.last_connect = now
             self.download.connect(self._welcome_endpoints())
+            if self.download.uses_dht and now - clocks.last_peer > DHT_SECONDS:
+                self.download.count_dht_nodes()
 
     def _begin_trial(self, clocks: Clocks, now: float) -> None:
         """Talk to one suspect alone: if the next failed piece is all its own, it is proven; else it was innocent."""

@@ -108,7 +108,7 @@ def fetch_metadata(magnet: Magnet, settings: SwarmSettings, stop: StopSignal, re
     for repair in magnet.repairs:
         report(Notice(f"magnet link: {repair}"))
     label = f"torrent {magnet.info_hash[:8]}…"
-    peers = resolve_peers((*settings.peers, *magnet.peers))
+    peers = resolve_peers((*settings.peers, *magnet.peers), looks_up=not settings.proxy)
 
     def on_peers(count: int) -> None:
         if count:

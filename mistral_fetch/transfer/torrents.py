@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from mistral_fetch.bittorrent.listen import listen_interfaces
 from mistral_fetch.bittorrent.magnet import Magnet, parse_magnet
 from mistral_fetch.bittorrent.metainfo import MAX_TORRENT_BYTES, Metainfo, metainfo_to_manifest, parse_metainfo
 from mistral_fetch.bittorrent.settings import SwarmSettings
@@ -37,8 +38,17 @@ class TorrentResolver:
         self._state_directories: list[Path] = []
         self._swarm = SwarmSettings(
             peers=settings.peers,
+            use_trackers=settings.trackers,
             dht=settings.dht,
+            dht_nodes=",".join(settings.dht_nodes),
+            lsd=settings.lsd,
+            pex=settings.pex,
+            encryption=settings.encryption,
+            proxy=settings.proxy,
+            listen_interfaces=listen_interfaces(settings.listen),
+            incoming=True if settings.listen else None,
             download_limit_bytes_per_second=settings.limit or None,
+            upload_limit_bytes_per_second=settings.upload_limit or None,
             no_peers_timeout_seconds=settings.peer_timeout,
             stall_timeout_seconds=settings.stall_timeout,
             metadata_timeout_seconds=max(settings.peer_timeout, 1.0) if not settings.dht else 60.0,
