@@ -86,6 +86,7 @@ class Transfer:
     received: dict[int, int] = field(default_factory=dict)
     verified: dict[int, int] = field(default_factory=dict)
     endpoints: list[Endpoint] = field(default_factory=list)
+    lying_web_seeds: set[str] = field(default_factory=set)
     peer_count: int = 0
     passed_in_trial: int = 0
     has_finished: bool = False
@@ -187,7 +188,9 @@ class Transfer:
                     reason = "banned: it had a part in pieces that failed, others had too"
                     self.report(SourceFailed(f"peer {alert.address}", reason, will_retry=True))
             elif isinstance(alert, WebSeedFailed):
-                self.report(SourceFailed(f"web seed {alert.url}", alert.reason, will_retry=True))
+                if alert.is_banned:
+                    self.lying_web_seeds.add(alert.url)
+                self.report(SourceFailed(f"web seed {alert.url}", alert.reason, will_retry=not alert.is_banned))
             elif isinstance(alert, DiskFailed):
                 raise disk_error(alert)
             elif isinstance(alert, TorrentFailed):
@@ -283,7 +286,7 @@ class Transfer:
     def _go_on_with_trial(self, status: DownloadStatus, clocks: _Clocks, now: float) -> None:
         if self.passed_in_trial > 0 and status.peers:
             clocks.trial_began = None
-            self.download.open_up(self._welcome_endpoints())
+            self.download.open_up(self._welcome_endpoints(), self.lying_web_seeds)
         elif not status.peers and now - clocks.last_peer > LONELY_SECONDS:
             clocks.trial_began = None  # gone, or proven a liar: the next one's turn
 
