@@ -139,6 +139,11 @@ class Download:
             uploaded_bytes=status.total_payload_upload,
         )
 
+    def verified_pieces(self) -> list[int]:
+        """Return which pieces are there and match."""
+        have = self._running_handle.status(lt.status_flags_t.query_pieces).pieces
+        return [piece for piece, is_there in enumerate(have) if is_there]
+
     def connect(self, peers: Iterable[Endpoint]) -> None:
         """Ask for connections to these peers, now."""
         for peer in peers:
@@ -188,10 +193,14 @@ class Download:
         self._handle = None
         self._session = None
 
+    def flush(self) -> bool:
+        """Have everything received written to the files, not yet durably; return whether that came to an end."""
+        self._running_handle.flush_cache()
+        return self._wait_for(CacheFlushed, FLUSH_TIMEOUT_SECONDS) is not None
+
     def recheck(self) -> None:
         """Begin to hash every wanted byte again, as it lies in the files; what is wrong is then fetched anew."""
-        self._running_handle.flush_cache()
-        self._wait_for(CacheFlushed, FLUSH_TIMEOUT_SECONDS)
+        self.flush()
         self._running_handle.force_recheck()
 
     def count_dht_nodes(self) -> None:
@@ -238,6 +247,10 @@ class Download:
         parameters = load_parameters(self._metainfo)
         parameters.save_path = str(self._state_directory)
         parameters.flags = _FLAGS if self.looks_around else _FLAGS | _ALONE
+        if not self._settings.uploads:
+            # In order, so that the whole file is hashed while it comes. Who gives nothing back leaves the swarm's
+            # stock of rare pieces as it is, in whatever order it takes them.
+            parameters.flags |= lt.torrent_flags.sequential_download
         if not self._settings.pex:
             parameters.flags |= _NO_PEX
         parameters.trackers = self._trackers()
@@ -272,13 +285,12 @@ class Download:
         """Stop the transfer, have everything written, and return what is there; None while it is being checked."""
         handle = self._running_handle
         handle.pause()
-        handle.flush_cache()
-        flushed = self._wait_for(CacheFlushed, FLUSH_TIMEOUT_SECONDS)
+        is_flushed = self.flush()
         # A piece counts as done when it was hashed in memory; that the disk refused it comes out only here.
         for alert in self._waiting:
             if isinstance(alert, DiskFailed):
                 raise disk_error(alert)
-        if flushed is None or self.status().is_checking:
+        if not is_flushed or self.status().is_checking:
             return None
         # Not libtorrent's own resume data: it holds the whole v2 hash tree, 56 MB for a 13 GiB model.
         pieces = handle.status(lt.status_flags_t.query_pieces).pieces
