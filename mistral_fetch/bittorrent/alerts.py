@@ -23,6 +23,7 @@ ALERT_MASK = (
     | Category.connect_notification
     | Category.piece_progress_notification
 )
+_PEER_BANNED = 91  # libtorrent's errors have no names in Python
 BLOCK_ALERTS = Category.block_progress_notification
 
 
@@ -73,10 +74,11 @@ class PeerBanned:
 
 @dataclass(frozen=True)
 class WebSeedFailed:
-    """A web seed could not be used."""
+    """A web seed could not be used; ``is_banned`` when that is for the wrong bytes it sent."""
 
     url: str
     reason: str
+    is_banned: bool
 
 
 @dataclass(frozen=True)
@@ -170,10 +172,13 @@ def _copy(alert: lt.alert) -> Iterator[Alert]:
         yield PieceFailed(alert.piece_index)
     elif isinstance(alert, lt.peer_ban_alert):
         yield PeerBanned(format_peer(alert.endpoint))
+    elif isinstance(alert, lt.peer_disconnected_alert):
+        if _is_ban(alert.error):
+            yield PeerBanned(format_peer(alert.endpoint))
     elif isinstance(alert, lt.url_seed_alert):
         # The message is the server's own words, its status line.
         reason = alert.error_message() or alert.error.message()
-        yield WebSeedFailed(printable(alert.server_url()), printable(reason))
+        yield WebSeedFailed(printable(alert.server_url()), printable(reason), _is_ban(alert.error))
     elif isinstance(alert, lt.file_error_alert):
         yield DiskFailed(alert.filename(), _errno(alert.error), printable(alert.error.message()))
     elif isinstance(alert, lt.torrent_error_alert):
@@ -191,6 +196,10 @@ def _copy(alert: lt.alert) -> Iterator[Alert]:
         yield CacheFlushed()
     elif isinstance(alert, lt.torrent_removed_alert):
         yield TorrentRemoved()
+
+
+def _is_ban(error: lt.error_code) -> bool:
+    return bool(error.category().name() == "libtorrent" and error.value() == _PEER_BANNED)
 
 
 def _errno(error: lt.error_code) -> int:

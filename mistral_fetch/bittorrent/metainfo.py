@@ -214,6 +214,8 @@ class _Reader:
         files: list[TorrentFile] = []
         index = offset = 0
         for raw in raw_files:
+            if raw.is_padding and raw.size >= piece_length:
+                raise unsafe(f"pad files shorter than a piece of {piece_length} bytes (BEP 47)", f"one of {raw.size}")
             padding = -offset % piece_length
             if self._has_v2 and padding and not raw.is_padding:
                 if self._has_v1:

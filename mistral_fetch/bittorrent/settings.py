@@ -126,6 +126,7 @@ def session_settings(settings: SwarmSettings, *, incoming: bool) -> dict[str, An
         "max_failcount": 20,  # a seed that restarts must be found again
         "request_timeout": 20,
         "piece_timeout": 10,
+        "urlseed_timeout": 6,  # a silent web seed holds up the pieces it was asked for until then
         "max_out_request_queue": 1000,
         "max_queued_disk_bytes": 8 * MIB,  # the default of 100 MiB adds as much to the peak memory, and no speed
         "checking_mem_usage": 256,

@@ -28,6 +28,7 @@ from mistral_fetch.bittorrent.attribution import Attribution
 from mistral_fetch.bittorrent.client import Download, DownloadStatus, disk_error
 from mistral_fetch.bittorrent.metainfo import Metainfo
 from mistral_fetch.bittorrent.peers import Endpoint, format_peer, parse_peer, resolve_peers
+from mistral_fetch.bittorrent.readback import Proof, ReadBack
 from mistral_fetch.bittorrent.remarks import Remarks
 from mistral_fetch.bittorrent.settings import SwarmSettings, find_peers_hint
 from mistral_fetch.errors import NoPeers, PieceMismatch, Stalled, StoreError, SwarmError
@@ -69,8 +70,9 @@ class Transfer:
     """One run of one download.
 
     ``paths`` are the wanted files' names for the events, by file index; ``check_stop`` is called often and raises to
-    end the run. ``proves_files`` is set when nothing but the torrent vouches for a file: pieces are verified in
-    memory before they are written, so the finished files are then read back and verified once more.
+    end the run. ``read_back`` proves on the disk what was verified in memory. ``proves_files`` is set when nothing
+    but the torrent vouches for a file: what could not be read back while it came is then checked once more at the end.
+    ``on_change`` is called when a file turned out not to be what was written to it.
     """
 
     download: Download
@@ -80,12 +82,15 @@ class Transfer:
     label: str
     report: Report
     check_stop: Callable[[], None]
+    read_back: ReadBack
+    on_change: Callable[[], None]
     proves_files: bool = False
     attribution: Attribution = field(init=False)
     remarks: Remarks = field(init=False)
     received: dict[int, int] = field(default_factory=dict)
     verified: dict[int, int] = field(default_factory=dict)
     endpoints: list[Endpoint] = field(default_factory=list)
+    lying_web_seeds: set[str] = field(default_factory=set)
     peer_count: int = 0
     passed_in_trial: int = 0
     has_finished: bool = False
@@ -104,19 +109,38 @@ class Transfer:
         self.download.start(self.endpoints)
         try:
             self._wait_until_checked()
+            self._begin_reading_back()
             self._wait_until_finished()
-            if self.proves_files:
-                self._prove()
+            self._prove()
         except StoreError:
             raise  # nothing more can be written; the next run checks what is there
         except BaseException:
+            self.read_back.close()
             self.download.stop()
             raise
+        finally:
+            self.read_back.close()
         self.download.stop()
         self._tell_uploads()
 
+    def _begin_reading_back(self) -> None:
+        self.read_back.begin()
+        for piece in self.download.verified_pieces():
+            self.read_back.piece_passed(piece)
+
     def _prove(self) -> None:
-        """Read the finished files back until every byte on the disk is right; what is not is fetched anew."""
+        """Prove that every byte on the disk is right, as far as nobody else will."""
+        is_flushed = self.download.flush()
+        self._handle(self.download.poll(0))
+        proof = self.read_back.finish(self.check_stop) if is_flushed else Proof.PARTIAL
+        if proof is Proof.CHANGED:
+            self.report(Notice("another program changed the files while they came, or the disk lost some of it"))
+            self.on_change()
+        if proof is Proof.CHANGED or (proof is Proof.PARTIAL and self.proves_files):
+            self._check_again()
+
+    def _check_again(self) -> None:
+        """Read the finished files until every byte on the disk is right; what is not is fetched anew."""
         for _attempt in range(MAX_PROOFS):
             self.report(Notice("reading the finished files back to check them against the torrent"))
             self.has_finished = False
@@ -177,6 +201,7 @@ class Transfer:
                 self._peer_connected(alert.address)
             elif isinstance(alert, PiecePassed):
                 self.attribution.piece_passed(alert.piece)
+                self.read_back.piece_passed(alert.piece)
                 self.passed_in_trial += 1
             elif isinstance(alert, Finished):
                 self.has_finished = True
@@ -187,7 +212,9 @@ class Transfer:
                     reason = "banned: it had a part in pieces that failed, others had too"
                     self.report(SourceFailed(f"peer {alert.address}", reason, will_retry=True))
             elif isinstance(alert, WebSeedFailed):
-                self.report(SourceFailed(f"web seed {alert.url}", alert.reason, will_retry=True))
+                if alert.is_banned:
+                    self.lying_web_seeds.add(alert.url)
+                self.report(SourceFailed(f"web seed {alert.url}", alert.reason, will_retry=not alert.is_banned))
             elif isinstance(alert, DiskFailed):
                 raise disk_error(alert)
             elif isinstance(alert, TorrentFailed):
@@ -283,7 +310,7 @@ class Transfer:
     def _go_on_with_trial(self, status: DownloadStatus, clocks: Clocks, now: float) -> None:
         if self.passed_in_trial > 0 and status.peers:
             clocks.trial_began = None
-            self.download.open_up(self._welcome_endpoints())
+            self.download.open_up(self._welcome_endpoints(), self.lying_web_seeds)
         elif not status.peers and now - clocks.last_peer > LONELY_SECONDS:
             clocks.trial_began = None  # gone, or proven a liar: the next one's turn
 
