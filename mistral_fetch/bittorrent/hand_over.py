@@ -12,10 +12,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from mistral_fetch.bittorrent.alerts import Alert, PiecePassed, PieceRead
+from mistral_fetch.bittorrent.alerts import Alert, PieceRead
 from mistral_fetch.bittorrent.client import Download
-from mistral_fetch.bittorrent.peers import Endpoint, resolve_peers
-from mistral_fetch.bittorrent.transfer import Clocks, Transfer
+from mistral_fetch.bittorrent.conduct import Clocks, Conduct
+from mistral_fetch.bittorrent.peers import Endpoint
 from mistral_fetch.spans import Span
 from mistral_fetch.store.durable import punch_hole
 
@@ -98,7 +98,7 @@ class PieceDownload(Download):
 
 
 @dataclass
-class HandOver(Transfer):
+class HandOver(Conduct):
     """One run that ends when ``taker`` wants no more."""
 
     taker: Taker = field(kw_only=True)
@@ -110,9 +110,7 @@ class HandOver(Transfer):
 
     def run(self) -> None:
         """Hand over pieces until no more are wanted, or raise why none can be had."""
-        self.check_stop()
-        self.endpoints = resolve_peers(self.settings.peers)
-        self.download.start(self.endpoints)
+        self._start()
         now = time.monotonic()
         clocks = Clocks(last_peer=now, last_byte=now)
         while not self.taker.is_over:
@@ -127,14 +125,16 @@ class HandOver(Transfer):
     def _handle(self, alerts: list[Alert]) -> None:
         super()._handle(alerts)
         for alert in alerts:
-            if isinstance(alert, PiecePassed):
-                self.passed.add(alert.piece)
-                self._read(alert.piece)
-            elif isinstance(alert, PieceRead):
+            if isinstance(alert, PieceRead):
                 self.reading.discard(alert.piece)
                 if alert.data and self.taker.take(alert.piece, alert.data):
                     self.given.add(alert.piece)
                     self.download.give_back(alert.piece)
+
+    def _piece_passed(self, piece: int) -> None:
+        super()._piece_passed(piece)
+        self.passed.add(piece)
+        self._read(piece)
 
     def _read(self, piece: int) -> None:
         if piece not in self.reading:

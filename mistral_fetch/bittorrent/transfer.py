@@ -1,112 +1,48 @@
-"""One run of one download: told in events, ended in time, and carried on past peers that lie.
+"""One run of one download that fills files: told in events, proved on the disk, resumed by the next run.
 
-Owns the decisions; how libtorrent is driven is :mod:`mistral_fetch.bittorrent.client`'s business, and what is
-fetched, and whether it is the right torrent, that of :mod:`mistral_fetch.sources.swarm`.
+How peers are dealt with is :mod:`.conduct`'s business, and what is fetched, and whether it is the right torrent, that
+of :mod:`mistral_fetch.sources.swarm`.
 """
 
 from __future__ import annotations
 
-import ipaddress
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from mistral_fetch.bittorrent.alerts import (
-    Alert,
-    BlockReceived,
-    DiskFailed,
-    Finished,
-    ListenFailed,
-    PeerBanned,
-    PeerConnected,
-    PieceFailed,
-    PiecePassed,
-    TorrentFailed,
-    WebSeedFailed,
-)
-from mistral_fetch.bittorrent.attribution import Attribution
-from mistral_fetch.bittorrent.client import Download, DownloadStatus, disk_error
-from mistral_fetch.bittorrent.metainfo import Metainfo
-from mistral_fetch.bittorrent.peers import Endpoint, format_peer, parse_peer, resolve_peers
+from mistral_fetch.bittorrent.alerts import Alert, Finished
+from mistral_fetch.bittorrent.client import DownloadStatus
+from mistral_fetch.bittorrent.conduct import Clocks, Conduct
 from mistral_fetch.bittorrent.readback import Proof, ReadBack
-from mistral_fetch.bittorrent.remarks import Remarks
-from mistral_fetch.bittorrent.settings import SwarmSettings, find_peers_hint
-from mistral_fetch.errors import NoPeers, PieceMismatch, Stalled, StoreError, SwarmError
-from mistral_fetch.events import (
-    BytesDropped,
-    BytesReceived,
-    Notice,
-    Progress,
-    Report,
-    SourceConnected,
-    SourceFailed,
-    SourceLied,
-)
+from mistral_fetch.errors import StoreError
+from mistral_fetch.events import BytesDropped, BytesReceived, Notice, Progress
 
 POLL_SECONDS = 0.1
 REPORT_SECONDS = 0.25
-RECONNECT_SECONDS = 2.0
-# How long to be without anybody before a suspect is tried again: libtorrent may still be connecting to others.
-LONELY_SECONDS = 2.0
-# After how long without anybody to ask whether the DHT answers at all.
-DHT_SECONDS = 4.0
 # How often finished files may turn out wrong on the disk before the disk is blamed.
 MAX_PROOFS = 3
 
 
 @dataclass
-class Clocks:
-    """Since when what has been so, in monotonic seconds."""
+class Transfer(Conduct):
+    """One run of one download; see :class:`~.conduct.Conduct`.
 
-    last_peer: float
-    last_byte: float
-    last_report: float = 0.0
-    last_connect: float = 0.0
-    trial_began: float | None = None
-
-
-@dataclass
-class Transfer:
-    """One run of one download.
-
-    ``paths`` are the wanted files' names for the events, by file index; ``check_stop`` is called often and raises to
-    end the run. ``read_back`` proves on the disk what was verified in memory. ``proves_files`` is set when nothing
-    but the torrent vouches for a file: what could not be read back while it came is then checked once more at the end.
-    ``on_change`` is called when a file turned out not to be what was written to it.
+    ``read_back`` proves on the disk what was verified in memory. ``proves_files`` is set when nothing but the torrent
+    vouches for a file: what could not be read back while it came is then checked once more at the end. ``on_change``
+    is called when a file turned out not to be what was written to it.
     """
 
-    download: Download
-    metainfo: Metainfo
-    paths: Mapping[int, str]
-    settings: SwarmSettings
-    label: str
-    report: Report
-    check_stop: Callable[[], None]
-    read_back: ReadBack
-    on_change: Callable[[], None]
-    proves_files: bool = False
-    attribution: Attribution = field(init=False)
-    remarks: Remarks = field(init=False)
+    read_back: ReadBack = field(kw_only=True)
+    on_change: Callable[[], None] = field(kw_only=True)
+    proves_files: bool = field(default=False, kw_only=True)
     received: dict[int, int] = field(default_factory=dict)
     verified: dict[int, int] = field(default_factory=dict)
-    endpoints: list[Endpoint] = field(default_factory=list)
-    lying_web_seeds: set[str] = field(default_factory=set)
-    peer_count: int = 0
-    passed_in_trial: int = 0
     has_finished: bool = False
     failed_bytes: int = 0
-    failed_path: str = ""
-
-    def __post_init__(self) -> None:
-        self.attribution = Attribution(self.metainfo.blocks_in_piece)
-        self.remarks = Remarks(self.settings, self.report)
 
     def run(self) -> None:
         """Fetch everything, or raise what made that impossible; either way keep what was received."""
-        self.check_stop()
-        self.endpoints = resolve_peers(self.settings.peers, looks_up=not self.settings.proxy)
-        self.remarks.begin(self.metainfo)
-        self.download.start(self.endpoints)
+        self._start()
         try:
             self._wait_until_checked()
             self._begin_reading_back()
@@ -194,65 +130,12 @@ class Transfer:
             self._give_up_in_time(status, clocks, now)
 
     def _handle(self, alerts: list[Alert]) -> None:
-        for alert in alerts:
-            if isinstance(alert, BlockReceived):
-                self.attribution.block_received(alert.piece, alert.block, alert.address)
-            elif isinstance(alert, PeerConnected):
-                self._peer_connected(alert.address)
-            elif isinstance(alert, PiecePassed):
-                self.attribution.piece_passed(alert.piece)
-                self.read_back.piece_passed(alert.piece)
-                self.passed_in_trial += 1
-            elif isinstance(alert, Finished):
-                self.has_finished = True
-            elif isinstance(alert, PieceFailed):
-                self._piece_failed(alert.piece)
-            elif isinstance(alert, PeerBanned):
-                if self.attribution.banned(alert.address):
-                    reason = "banned: it had a part in pieces that failed, others had too"
-                    self.report(SourceFailed(f"peer {alert.address}", reason, will_retry=True))
-            elif isinstance(alert, WebSeedFailed):
-                if alert.is_banned:
-                    self.lying_web_seeds.add(alert.url)
-                self.report(SourceFailed(f"web seed {alert.url}", alert.reason, will_retry=not alert.is_banned))
-            elif isinstance(alert, DiskFailed):
-                raise disk_error(alert)
-            elif isinstance(alert, TorrentFailed):
-                raise SwarmError(
-                    f"{self.label} cannot go on",
-                    detail=f"expected a consistent torrent, got: {alert.reason}",
-                    hint="fetch with --via http, or get the .torrent from its publisher again",
-                )
-            elif not isinstance(alert, ListenFailed) or self.settings.accepts_incoming(self.metainfo.trackers):
-                self.remarks.handle(alert)  # an address nobody may connect to anyway is not missed
+        super()._handle(alerts)
+        self.has_finished |= any(isinstance(alert, Finished) for alert in alerts)
 
-    def _peer_connected(self, address: str) -> None:
-        was_clear = not self.attribution.needs_blocks
-        self.attribution.peer_connected(address)
-        if was_clear and self.attribution.needs_blocks:
-            self.download.watch_blocks()
-
-    def _piece_failed(self, piece: int) -> None:
-        path, where = self._where(piece)
-        self.failed_path = path or self.failed_path
-        liar = self.attribution.piece_failed(piece)
-        if liar is not None:
-            expected = self.metainfo.piece_hash(piece)
-            self.report(SourceLied(f"peer {liar}", path, where, expected, "other bytes"))
-            self._shut_out(liar)
-
-    def _shut_out(self, liar: str) -> None:
-        # A banned peer comes back from another port; but a host can be shared, as all are on loopback.
-        host, _ = parse_peer(liar)
-        others = {address for address in self.download.status().peers if address != liar}
-        hosts = {parse_peer(address)[0] for address in others} | {endpoint[0] for endpoint in self._welcome_endpoints()}
-        if host not in hosts and not ipaddress.ip_address(host).is_loopback:
-            self.download.block(host)
-
-    def _where(self, piece: int) -> tuple[str, str]:
-        files = self.metainfo.files_in_piece(piece)
-        start = piece * self.metainfo.piece_length
-        return (files[0].path if files else ""), f"piece {piece}, from byte {start} of the torrent"
+    def _piece_passed(self, piece: int) -> None:
+        super()._piece_passed(piece)
+        self.read_back.piece_passed(piece)
 
     def _tell_progress(self, status: DownloadStatus) -> bool:
         """Report what changed; return whether bytes came in."""
@@ -277,74 +160,6 @@ class Transfer:
                 self.verified[index] = present
                 self.report(Progress(self.paths[index], present))
         return came
-
-    def _tell_peers(self, count: int, has_bytes: bool) -> None:
-        if has_bytes and not self.peer_count:
-            count = max(count, 1)  # it came, gave all there was and has left again
-        if count and count != self.peer_count:
-            self.report(SourceConnected(self.label, count))
-        self.peer_count = count
-
-    def _look_for_peers(self, status: DownloadStatus, clocks: Clocks, now: float) -> None:
-        if clocks.trial_began is not None:
-            self._go_on_with_trial(status, clocks, now)
-        elif not status.peers and self.attribution.suspects and now - clocks.last_peer > LONELY_SECONDS:
-            self._begin_trial(clocks, now)
-        elif not status.peers and now - clocks.last_connect > RECONNECT_SECONDS:
-            clocks.last_connect = now
-            self.download.connect(self._welcome_endpoints())
-            if self.download.uses_dht and now - clocks.last_peer > DHT_SECONDS:
-                self.download.count_dht_nodes()
-
-    def _begin_trial(self, clocks: Clocks, now: float) -> None:
-        """Talk to one suspect alone: if the next failed piece is all its own, it is proven; else it was innocent."""
-        suspect = self.attribution.begin_trial()
-        if suspect is None:
-            return
-        self.report(Notice(f"peer {suspect} was banned together with others; asking it again, alone"))
-        banned = [parse_peer(address) for address in self.attribution.proven]
-        self.passed_in_trial = 0
-        self.download.restart_with(parse_peer(suspect), banned)
-        clocks.trial_began = clocks.last_peer = now
-
-    def _go_on_with_trial(self, status: DownloadStatus, clocks: Clocks, now: float) -> None:
-        if self.passed_in_trial > 0 and status.peers:
-            clocks.trial_began = None
-            self.download.open_up(self._welcome_endpoints(), self.lying_web_seeds)
-        elif not status.peers and now - clocks.last_peer > LONELY_SECONDS:
-            clocks.trial_began = None  # gone, or proven a liar: the next one's turn
-
-    def _welcome_endpoints(self) -> list[Endpoint]:
-        shunned = {*self.attribution.proven, *self.attribution.suspects}
-        return [endpoint for endpoint in self.endpoints if format_peer(endpoint) not in shunned]
-
-    def _give_up_in_time(self, status: DownloadStatus, clocks: Clocks, now: float) -> None:
-        silence = now - clocks.last_peer
-        nobody_left = not self.endpoints and not self.download.has_places_to_ask
-        if not status.peers and (silence > self.settings.no_peers_timeout_seconds or nobody_left):
-            raise self._nobody(silence)
-        if now - clocks.last_byte > self.settings.stall_timeout_seconds:
-            raise Stalled(
-                f"{self.label} stalled",
-                detail=f"expected bytes from {len(status.peers)} peers, got none for {now - clocks.last_byte:.0f} s",
-                hint="run it again later, name a seed with --peer HOST:PORT, or fetch with --via http",
-            )
-
-    def _nobody(self, silence: float) -> NoPeers | PieceMismatch:
-        hint = find_peers_hint(self.settings)
-        if self.attribution.proven:
-            address, piece = next(iter(self.attribution.proven.items()))
-            path, where = self._where(piece)
-            return PieceMismatch(
-                f"{path} cannot be had from {self.label}: every peer found sent wrong bytes, first {address}",
-                detail=f"expected {self.metainfo.piece_hash(piece)} for {where}, got other bytes",
-                hint=hint,
-            )
-        return NoPeers(
-            f"nobody who has the data was found for {self.label}",
-            detail=f"expected a peer, got none in {silence:.0f} s",
-            hint=hint,
-        )
 
     def _tell_uploads(self) -> None:
         uploaded = self.download.status().uploaded_bytes

@@ -166,7 +166,9 @@ class Schedule:
                         run = Run(number, mirror, index, index + 1, now_seconds, is_shared=True)
                         self.runs.append(run)
                         return run
-        stolen = self._steal(mirror, now_seconds, lambda run: run.mirror != mirror and has(run.job, run.end - 1), most=1)
+        stolen = self._steal(
+            mirror, now_seconds, lambda run: run.mirror != mirror and has(run.job, run.end - 1), most=1
+        )
         if stolen is not None:
             stolen.is_shared = True
         return stolen

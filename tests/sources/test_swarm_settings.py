@@ -178,8 +178,8 @@ def test_a_dht_that_cannot_be_joined_is_said_and_the_named_peer_delivers(tmp_pat
 
 
 def test_a_dht_where_nobody_answers_is_said_once(tmp_path, monkeypatch):
-    monkeypatch.setattr("mistral_fetch.bittorrent.transfer.DHT_SECONDS", 0.5)
-    monkeypatch.setattr("mistral_fetch.bittorrent.transfer.RECONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("mistral_fetch.bittorrent.conduct.DHT_SECONDS", 0.5)
+    monkeypatch.setattr("mistral_fetch.bittorrent.conduct.RECONNECT_SECONDS", 0.3)
     metainfo = parse_metainfo(MODEL.publish(tmp_path).plain_torrent_path.read_bytes())
     events = _fetch(tmp_path, metainfo, dht=True, dht_nodes="127.0.0.1:9", no_peers_timeout_seconds=3)
     assert isinstance(events[-1], NoPeers)
