@@ -16,18 +16,19 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mistral_fetch.digest import Assurance, Digest
 from mistral_fetch.errors import IntegrityError, ManifestError, StoreError
 from mistral_fetch.manifest import Manifest, PieceHashes
 from mistral_fetch.metalink import MAX_METALINK_BYTES, parse_metalink, serialise_metalink
-from mistral_fetch.signatures import MAX_BUNDLE_BYTES
 from mistral_fetch.store.blobs import find_blob
 from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.durable import disk_errors, fsync_directory, make_directory, write_durably
 from mistral_fetch.store.layout import Layout, unquote_name
-from mistral_fetch.trust import Signed
+
+if TYPE_CHECKING:
+    from mistral_fetch.trust import Signed
 
 MANIFEST_NAME = "manifest.meta4"
 PROVENANCE_NAME = "PROVENANCE.json"
@@ -104,6 +105,9 @@ def load_signed(directory: Path, provenance: Mapping[str, Any]) -> Signed | None
     record = provenance.get("signature")
     if record is None:
         return None
+    from mistral_fetch.signatures import MAX_BUNDLE_BYTES
+    from mistral_fetch.trust import Signed
+
     try:
         kind, key, document = (str(record[name]) for name in ("kind", "key", "document"))
         path = directory / SIGNED_NAME / Digest.parse(document).value
