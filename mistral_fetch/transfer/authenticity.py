@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from mistral_fetch.config import Settings
-from mistral_fetch.errors import BadSignature, ConfigError, MirrorStatus, NotAModelFile, UnsignedManifest
+from mistral_fetch.errors import BadSignature, ConfigError, MirrorStatus, NotAModelFile, StoreError, UnsignedManifest
 from mistral_fetch.signatures import (
     BUNDLE_SUFFIX,
     MAX_BUNDLE_BYTES,
@@ -127,7 +127,14 @@ def check_papers(
     """
     from mistral_fetch.store.snapshots import load_signed
 
-    stored = load_signed(directory, papers)
+    try:
+        stored = load_signed(directory, papers)
+    except StoreError as error:
+        raise BadSignature(
+            f"the signature of {name} in this cache is damaged",
+            detail=error.detail,
+            hint=f"get it anew with: mistral-fetch repair {name}",
+        ) from error
     if stored is None:
         raise UnsignedManifest(
             f"{name} has no signature in this cache",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mistral_fetch.config import Settings
-from mistral_fetch.errors import NotFoundError, StoreError, TrustError
+from mistral_fetch.errors import MistralFetchError, NotFoundError, StoreError, TrustError, UnsignedManifest
 from mistral_fetch.events import Notice, Report
 from mistral_fetch.ref import CatalogRef, ManifestRef, Ref, TorrentRef
 from mistral_fetch.sources.base import StopSignal
@@ -50,7 +50,7 @@ def pull(
         remove_empty_partials(layout, known)
         return here
     if settings.offline and not (adopt_from and is_described_here(ref)):
-        raise refused_offline(known or ref_key(ref, settings), settings)
+        raise _refused_offline(layout, known or ref_key(ref, settings), settings)
     key, catalog = name_today(ref, settings, report, stop)
     from mistral_fetch.store.lock import locked
 
@@ -103,6 +103,16 @@ def name_today(
 
     catalog = current_catalog(settings, report, stop, keeps=keeps)
     return ref_key(ref, settings, catalog.catalog), catalog
+
+
+def _refused_offline(layout: Layout, key: str, settings: Settings) -> MistralFetchError:
+    if not settings.trust_keys or find_local(layout, key, settings.via) is None:
+        return refused_offline(key, settings)
+    return UnsignedManifest(
+        f"{key} is complete in the cache, but no pinned key vouches for it",
+        detail="expected it to have come by something that a pinned key signed, got another origin",
+        hint="run it once without --offline, or without the demand: --trust-key none",
+    )
 
 
 def is_described_here(ref: Ref) -> bool:
