@@ -316,6 +316,18 @@ def test_keys_come_from_the_environment_and_the_file_and_can_be_taken_back(progr
     assert program("pull", url, "--refresh", "--quiet").code == 20
 
 
+def test_a_complete_model_is_found_without_the_library(program, mirror, pulled_signed, ours):
+    """The library takes half a second to import, and a script may pull before every run."""
+    script = "import sys; from mistral_fetch.transfer.pull import *; from mistral_fetch.ref import parse_ref\n"
+    script += (
+        "found = pull(parse_ref(sys.argv[1]), Settings(Path(sys.argv[2]), trust_keys=(sys.argv[3],)), print, None)\n"
+    )
+    script += "print(found.assurance, sorted({'model_signing', 'cryptography', 'httpx'} & set(sys.modules)))"
+    command = [sys.executable, "-c", script, mirror.url("tiny.meta4"), str(program.home), str(ours.public)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "signed []\n"
+
+
 def test_a_key_that_is_gone_stops_everything(program, pulled, environment):
     environment.setenv("MISTRAL_FETCH_TRUST_KEYS", "/nowhere/key.pub")
     shown = program("pull", "tiny.meta4")
