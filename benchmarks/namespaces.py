@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import os
 import subprocess
 from collections.abc import Sequence
@@ -102,7 +103,75 @@ class Network:
         return host
 
 
-def _run(argv: Sequence[str]) -> None:
-    done = subprocess.run(argv, capture_output=True, text=True, check=False)
-    if done.returncode:
+class Switch:
+    """Hosts on one switch, each with a link of its own that is shaped alike in both directions.
+
+    Args:
+        hosts: How many.
+        rate: What goes through each link, each way, as ``tc`` writes it.
+        latency: How long a full queue before a link may hold a frame.
+    """
+
+    def __init__(self, hosts: int, rate: str, burst: str = "32kb", latency: str = "50ms") -> None:
+        self._made: list[str] = []
+        self._switch = f"mfb{os.getpid()}s"
+        self._shape = ["root", "tbf", "rate", rate, "burst", burst, "latency", latency]
+        self.hosts: list[Host] = []
+        atexit.register(self.close)
+        try:
+            self._add(self._switch)
+            _run(["ip", "-n", self._switch, "link", "add", "switch", "type", "bridge"])
+            _run(["ip", "-n", self._switch, "link", "set", "switch", "up"])
+            for number in range(1, hosts + 1):
+                self.hosts.append(self._plug_in(number))
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Switch:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove every namespace; their links go with them."""
+        while self._made:
+            subprocess.run(["ip", "netns", "delete", self._made.pop()], check=False)
+
+    def sent_bytes(self, host: Host) -> int:
+        """Return how many bytes went from a host to the switch, headers included."""
+        text = _run(["ip", "-n", host.namespace, "-s", "-j", "link", "show", "dev", host.device])
+        return int(json.loads(text)[0]["stats64"]["tx"]["bytes"])
+
+    def _add(self, namespace: str) -> None:
+        _run(["ip", "netns", "add", namespace])
+        self._made.append(namespace)
+        _run(["ip", "-n", namespace, "link", "set", "lo", "up"])
+
+    def _plug_in(self, number: int) -> Host:
+        host = Host(f"mfb{os.getpid()}h{number}", f"10.84.0.{number}", "up0")
+        self._add(host.namespace)
+        port = f"port{number}"
+        pair = ["type", "veth", "peer", "name", host.device, "netns", host.namespace]
+        _run(["ip", "-n", self._switch, "link", "add", port, "mtu", str(MTU), *pair])
+        _run(["ip", "-n", self._switch, "link", "set", port, "master", "switch", "up"])
+        _run(["ip", "-n", host.namespace, "address", "add", f"{host.address}/24", "dev", host.device])
+        _run(["ip", "-n", host.namespace, "link", "set", host.device, "up"])
+        for namespace, device in ((self._switch, port), (host.namespace, host.device)):
+            # Frames one by one, as a wire carries them, or a token bucket would see giants and drop them.
+            _run([*inside(namespace), "ethtool", "-K", device, "tso", "off", "gso", "off", "gro", "off"], may_fail=True)
+            _run(["tc", "-n", namespace, "qdisc", "replace", "dev", device, *self._shape])
+        return host
+
+
+def _run(argv: Sequence[str], *, may_fail: bool = False) -> str:
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        if may_fail:
+            return ""
+        raise SystemExit(f"not installed: {error.filename}") from error
+    if done.returncode and not may_fail:
         raise SystemExit(f"{' '.join(argv)} failed: {done.stderr.strip()}")
+    return done.stdout

@@ -20,6 +20,7 @@ from mistral_fetch.errors import ConfigError
 
 ENVIRONMENT_PREFIX = "MISTRAL_FETCH_"
 VIA_CHOICES = ("auto", "http", "torrent")
+ENCRYPTION_CHOICES = ("allow", "require", "off")
 MAX_CONFIG_BYTES = 1024 * 1024
 
 
@@ -43,16 +44,17 @@ class Settings:
     """Torrent peers to connect to, ``host:port``."""
     lock_timeout: float = 600.0
     """Seconds to wait for another process that works on the same model; long enough for a fast pull."""
-    connect_timeout: float = 15.0
+    connect_timeout: float = 7.0
     """Seconds to wait for a connection to a mirror."""
-    read_timeout: float = 30.0
-    """Seconds without a byte after which a mirror counts as stalled."""
+    read_timeout: float = 7.0
+    """Seconds without a byte after which a mirror is asked anew; where nobody else delivers, twice that ends it."""
     connections: int = 16
     """The most connections to mirrors at a time, 1 to 64; how many are opened depends on what they bring."""
     limit: int = 0
     """The most bytes per second to receive, from all sources together; 0 for no limit."""
     proxy: str = ""
-    """The proxy for mirrors (``http://``, ``https://`` or ``socks5://``); empty for what the proxy variables say."""
+    """The proxy (``http://``, ``https://`` or ``socks5://``); empty for what the proxy variables say, which the swarm
+    does not heed. With one the swarm goes through it altogether, or not at all where it is ``https://``."""
     ca_bundle: str = ""
     """A PEM file of the certificate authorities to trust instead of the built-in ones; empty for those."""
     peer_timeout: float = 15.0
@@ -61,6 +63,20 @@ class Settings:
     """Seconds without a byte from connected peers after which the swarm counts as stalled."""
     dht: bool = False
     """Look for peers in the public DHT; only torrents that name no peers of their own are looked up."""
+    dht_nodes: tuple[str, ...] = ()
+    """Nodes to join a DHT by, ``host:port``; empty for libtorrent's own."""
+    lsd: bool = False
+    """Look for peers on the local network by multicast (BEP 14)."""
+    pex: bool = False
+    """Take the addresses of further peers from peers (BEP 11)."""
+    trackers: bool = True
+    """Ask the trackers that a torrent names."""
+    encryption: str = "allow"
+    """Message stream encryption with peers: allow, require or off."""
+    listen: tuple[str, ...] = ()
+    """Where peers may connect to us, ``HOST:PORT`` or ``HOST:PORT-PORT``; empty for any free port everywhere."""
+    upload_limit: int = 0
+    """The most bytes per second to send to peers of a torrent; 0 for no limit."""
     hf_cache: bool = True
     """Adopt what Hugging Face's own cache holds already instead of downloading it."""
     disk_reserve: int = 256 * 1024 * 1024
@@ -250,17 +266,37 @@ def _to_via(value: Any) -> str:
     return str(value)
 
 
+def _to_encryption(value: Any) -> str:
+    if value not in ENCRYPTION_CHOICES:
+        raise ValueError(f"expected one of {', '.join(ENCRYPTION_CHOICES)}, got {value!r}")
+    return str(value)
+
+
+def _to_listen(value: Any) -> tuple[str, ...]:
+    listed = _listed(value)
+    for address in listed:
+        match = re.fullmatch(r"(\[[0-9a-fA-F:.]+\]|[A-Za-z0-9_.-]{1,64}):(\d{1,5})(?:-(\d{1,5}))?", address)
+        first, last = (int(match[2]), int(match[3] or match[2])) if match else (-1, -1)
+        if not 0 <= first <= last < 65536 or (last > first == 0):
+            raise ValueError(f"expected HOST:PORT or HOST:PORT-PORT, got {address!r}")
+    return listed
+
+
 def _to_assurance(value: Any) -> Assurance:
     return value if isinstance(value, Assurance) else Assurance.parse(str(value))
 
 
 def _to_peers(value: Any) -> tuple[str, ...]:
-    listed = value.replace(",", " ").split() if isinstance(value, str) else list(value)
+    listed = _listed(value)
     for peer in listed:
-        host, _, port = str(peer).rpartition(":")
+        host, _, port = peer.rpartition(":")
         if not host or not port.isdigit() or not 0 < int(port) < 65536:
             raise ValueError(f"expected host:port, got {peer!r}")
-    return tuple(map(str, listed))
+    return listed
+
+
+def _listed(value: Any) -> tuple[str, ...]:
+    return tuple(map(str, value.replace(",", " ").split() if isinstance(value, str) else value))
 
 
 def _to_catalog(value: Any) -> str:
@@ -297,6 +333,13 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "peer_timeout": _to_seconds,
     "stall_timeout": _to_seconds,
     "dht": _to_bool,
+    "dht_nodes": _to_peers,
+    "lsd": _to_bool,
+    "pex": _to_bool,
+    "trackers": _to_bool,
+    "encryption": _to_encryption,
+    "listen": _to_listen,
+    "upload_limit": _to_size,
     "hf_cache": _to_bool,
     "disk_reserve": _to_size,
     "catalog": _to_catalog,

@@ -23,7 +23,7 @@ def test_a_flag_beats_the_environment_beats_the_file_beats_the_default(tmp_path:
     assert (loaded.values.via, loaded.origins["via"]) == ("auto", "flag")
     assert (loaded.values.read_timeout, loaded.origins["read_timeout"]) == (9.0, "environment")
     assert (loaded.values.peer_timeout, loaded.origins["peer_timeout"]) == (8.0, str(tmp_path / "config.toml"))
-    assert (loaded.values.connect_timeout, loaded.origins["connect_timeout"]) == (15.0, "default")
+    assert (loaded.values.connect_timeout, loaded.origins["connect_timeout"]) == (7.0, "default")
 
 
 def test_every_setting_has_a_parser_and_an_origin(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_every_setting_has_a_parser_and_an_origin(tmp_path: Path) -> None:
     assert set(loaded.origins) == {field.name for field in dataclasses.fields(Settings)}
     for field in dataclasses.fields(Settings):
         value = getattr(loaded.values, field.name)
-        given: Any = ",".join(value) or "h:1" if field.name == "peers" else value
+        given: Any = ",".join(value) or "h:1" if isinstance(value, tuple) else value
         given = "none" if field.name == "trust_keys" else given
         given = value.label if isinstance(value, Assurance) else given
         again = load_settings({}, {"HOME": str(tmp_path), f"MISTRAL_FETCH_{field.name.upper()}": str(given)})
@@ -55,6 +55,8 @@ def test_an_empty_variable_is_not_a_value() -> None:
         ("dht", "off", False),
         ("min_assurance", "sha256", Assurance.SHA256),
         ("peers", "a:1, [::1]:2 b:65535", ("a:1", "[::1]:2", "b:65535")),
+        ("listen", "127.0.0.1:6881-6889, [::]:0 eth0:1", ("127.0.0.1:6881-6889", "[::]:0", "eth0:1")),
+        ("encryption", "require", "require"),
         ("disk_reserve", "1 GB", 10**9),
         ("disk_reserve", "0", 0),
         ("lock_timeout", "0", 0.0),
@@ -73,6 +75,11 @@ def test_values_are_read(name: str, text: str, value: object) -> None:
         ("offline", "2"),
         ("via", "carrier pigeon"),
         ("min_assurance", "certain"),
+        ("encryption", "rot13"),
+        ("listen", "6881"),
+        ("listen", "127.0.0.1:70000"),
+        ("listen", "127.0.0.1:9-8"),
+        ("listen", "h,k:1"),
         ("peers", "nohost"),
         ("peers", "host:"),
         ("peers", "host:0"),

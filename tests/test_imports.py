@@ -38,8 +38,8 @@ ALLOWED = (
     Allowed("*", "vocabulary.*"),
     *(Allowed(f"{folder}.*", f"{folder}.*") for folder in FOLDERS),
     Allowed("sources.*", "store.partials", "a source fills the partial it is handed"),
-    Allowed("sources.swarm", "bittorrent.*", "the one source that is a swarm"),
-    Allowed("sources.swarm", "store.durable", "it keeps a magnet's metadata beside the partials"),
+    Allowed("sources.swarm*", "bittorrent.*", "the one source that is a swarm"),
+    Allowed("sources.swarm*", "store.durable", "it keeps a magnet's metadata beside the partials"),
     Allowed("sources.archive", "store.durable", "it notes beside the partials which archive was proved"),
     Allowed("bittorrent.*", "store.durable", "fsync and rename are written once"),
     Allowed("transfer.*", "sources.*"),
@@ -109,6 +109,7 @@ NETWORK_USERS = {
     "mistral_fetch.sources.http_body": {"socket", "ssl"},  # reads from the sockets that httpx opened
     "mistral_fetch.sources.mirror_errors": {"ssl", "socket"},  # tells their exceptions apart
     "mistral_fetch.bittorrent.peers": {"socket"},  # reads and writes addresses
+    "mistral_fetch.bittorrent.listen": {"socket"},  # tries whether a port is free
     "mistral_fetch.store.lock": {"socket"},  # this machine's name, for a lock's owner
     "mistral_fetch.simulators.*": {"http", "socket", "socketserver", "ssl"},
 }

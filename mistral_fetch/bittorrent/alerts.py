@@ -23,6 +23,7 @@ ALERT_MASK = (
     | Category.connect_notification
     | Category.piece_progress_notification
 )
+_PEER_BANNED = 91  # libtorrent's errors have no names in Python
 BLOCK_ALERTS = Category.block_progress_notification
 
 
@@ -50,6 +51,14 @@ class PiecePassed:
 
 
 @dataclass(frozen=True)
+class PieceRead:
+    """The bytes of a piece that was asked for; empty where they could not be read."""
+
+    piece: int
+    data: bytes
+
+
+@dataclass(frozen=True)
 class PieceFailed:
     """A piece did not match its hash."""
 
@@ -65,10 +74,11 @@ class PeerBanned:
 
 @dataclass(frozen=True)
 class WebSeedFailed:
-    """A web seed could not be used."""
+    """A web seed could not be used; ``is_banned`` when that is for the wrong bytes it sent."""
 
     url: str
     reason: str
+    is_banned: bool
 
 
 @dataclass(frozen=True)
@@ -85,6 +95,28 @@ class TorrentFailed:
     """The torrent was stopped by an error, such as hashes of a hybrid that contradict each other."""
 
     reason: str
+
+
+@dataclass(frozen=True)
+class ListenFailed:
+    """Peers cannot connect to us at this address."""
+
+    address: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class DhtFailed:
+    """The DHT cannot be joined by one of the nodes it is joined by."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class DhtCounted:
+    """How many nodes of the DHT are known; comes when asked for."""
+
+    nodes: int
 
 
 @dataclass(frozen=True)
@@ -106,11 +138,15 @@ Alert = (
     BlockReceived
     | PeerConnected
     | PiecePassed
+    | PieceRead
     | PieceFailed
     | PeerBanned
     | WebSeedFailed
     | DiskFailed
     | TorrentFailed
+    | ListenFailed
+    | DhtFailed
+    | DhtCounted
     | Finished
     | CacheFlushed
     | TorrentRemoved
@@ -128,26 +164,42 @@ def _copy(alert: lt.alert) -> Iterator[Alert]:
         yield BlockReceived(alert.piece_index, alert.block_index, format_peer(alert.endpoint))
     elif isinstance(alert, lt.piece_finished_alert):
         yield PiecePassed(alert.piece_index)
+    elif isinstance(alert, lt.read_piece_alert):
+        yield PieceRead(alert.piece, b"" if alert.error.value() else bytes(alert.buffer))
     elif isinstance(alert, lt.peer_connect_alert):
         yield PeerConnected(format_peer(alert.endpoint))
     elif isinstance(alert, lt.hash_failed_alert):
         yield PieceFailed(alert.piece_index)
     elif isinstance(alert, lt.peer_ban_alert):
         yield PeerBanned(format_peer(alert.endpoint))
+    elif isinstance(alert, lt.peer_disconnected_alert):
+        if _is_ban(alert.error):
+            yield PeerBanned(format_peer(alert.endpoint))
     elif isinstance(alert, lt.url_seed_alert):
         # The message is the server's own words, its status line.
         reason = alert.error_message() or alert.error.message()
-        yield WebSeedFailed(printable(alert.server_url()), printable(reason))
+        yield WebSeedFailed(printable(alert.server_url()), printable(reason), _is_ban(alert.error))
     elif isinstance(alert, lt.file_error_alert):
         yield DiskFailed(alert.filename(), _errno(alert.error), printable(alert.error.message()))
     elif isinstance(alert, lt.torrent_error_alert):
         yield TorrentFailed(printable(alert.error.message()))
+    elif isinstance(alert, lt.listen_failed_alert):
+        if alert.sock_type == lt.listen_failed_alert_socket_type_t.tcp:  # its UDP socket fails alike
+            yield ListenFailed(format_peer(alert.endpoint), printable(alert.error.message()))
+    elif isinstance(alert, lt.dht_stats_alert):
+        yield DhtCounted(sum(bucket["num_nodes"] for bucket in alert.routing_table))
+    elif alert.what() == "dht_error":  # without a class of its own in Python
+        yield DhtFailed(printable(alert.message()))
     elif isinstance(alert, lt.torrent_finished_alert):
         yield Finished()
     elif isinstance(alert, lt.cache_flushed_alert):
         yield CacheFlushed()
     elif isinstance(alert, lt.torrent_removed_alert):
         yield TorrentRemoved()
+
+
+def _is_ban(error: lt.error_code) -> bool:
+    return bool(error.category().name() == "libtorrent" and error.value() == _PEER_BANNED)
 
 
 def _errno(error: lt.error_code) -> int:

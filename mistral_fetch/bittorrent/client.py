@@ -7,7 +7,7 @@ partials, timeouts or what to do when a peer lies; :mod:`mistral_fetch.bittorren
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,8 +37,12 @@ _BLOCK_FINISHED = 3
 _BLOCKED = 1  # libtorrent's name for it is missing in Python
 # Never here: no_verify_files (libtorrent 2.1.1 crashes soon after) and bit 25 (it crashes hybrids with web seeds).
 _FLAGS = lt.torrent_flags.update_subscribe | lt.torrent_flags.apply_ip_filter
+_NO_PEX = lt.torrent_flags.disable_pex
 _ALONE = lt.torrent_flags.disable_dht | lt.torrent_flags.disable_lsd | lt.torrent_flags.disable_pex
 _NOT_YET_CONNECTED = lt.peer_info.connecting | lt.peer_info.handshake
+# Without libtorrent's smart banning: it shuts out an honest peer beside a lying web seed (measured: each time).
+# Peers that had a part in a failed piece get pieces of their own next, and so are found out all the same.
+_NO_PLUGINS = 0
 FLUSH_TIMEOUT_SECONDS = 120.0
 REMOVE_TIMEOUT_SECONDS = 10.0
 
@@ -60,17 +64,15 @@ class DownloadStatus:
     uploaded_bytes: int
 
 
-def open_session(settings: SwarmSettings, looks_around: bool) -> lt.session:
-    """Return a running session that talks to nobody yet.
-
-    Args:
-        settings: What to ask of the swarm.
-        looks_around: Whether peers are looked for beyond the named ones.
-    """
-    # With named peers alone, who connects to us can only be one of them again, from a port we did not ban.
-    incoming = looks_around if settings.incoming is None else settings.incoming
+def open_session(settings: SwarmSettings, trackers: tuple[str, ...]) -> lt.session:
+    """Return a running session that talks to nobody yet; ``trackers`` are what the torrent names."""
+    incoming = settings.accepts_incoming(trackers)
     pack: Any = {**session_settings(settings, incoming=incoming), "alert_mask": ALERT_MASK}
-    return lt.session(pack)
+    session = lt.session(pack, _NO_PLUGINS)
+    session.add_extension("ut_metadata")
+    if settings.pex:
+        session.add_extension("ut_pex")
+    return session
 
 
 class Download:
@@ -89,7 +91,7 @@ class Download:
         self._metainfo = metainfo
         self._data_paths = dict(data_paths)
         self._state_directory = state_directory
-        self._settings = settings
+        self._settings = settings.for_private() if metainfo.is_private else settings
         self._session: lt.session | None = None
         self._handle: lt.torrent_handle | None = None
         self._waiting: list[Alert] = []
@@ -109,7 +111,7 @@ class Download:
             # Nothing but holes: saying so spares libtorrent from hashing gigabytes of zeros.
             parameters.have_pieces = [False] * self._metainfo.piece_count
         parameters.peers = list(peers)
-        self._session = open_session(self._settings, self.looks_around)
+        self._session = open_session(self._settings, self._metainfo.trackers)
         self._handle = self._session.add_torrent(parameters)
 
     def poll(self, seconds: float) -> list[Alert]:
@@ -137,6 +139,11 @@ class Download:
             uploaded_bytes=status.total_payload_upload,
         )
 
+    def verified_pieces(self) -> list[int]:
+        """Return which pieces are there and match."""
+        have = self._running_handle.status(lt.status_flags_t.query_pieces).pieces
+        return [piece for piece, is_there in enumerate(have) if is_there]
+
     def connect(self, peers: Iterable[Endpoint]) -> None:
         """Ask for connections to these peers, now."""
         for peer in peers:
@@ -155,15 +162,16 @@ class Download:
         parameters.peers, parameters.banned_peers = [peer], list(banned)
         self._handle = self._running_session.add_torrent(parameters)
 
-    def open_up(self, peers: Iterable[Endpoint]) -> None:
+    def open_up(self, peers: Iterable[Endpoint], shunned_web_seeds: Collection[str]) -> None:
         """Look for other peers again, after :meth:`restart_with` found an honest one."""
         handle = self._running_handle
         if self.looks_around:
-            handle.unset_flags(_ALONE)
+            handle.unset_flags(_ALONE if self._settings.pex else _ALONE & ~_NO_PEX)
         for url in self._trackers():
             handle.add_tracker({"url": url})
         for url in self._web_seeds():
-            handle.add_url_seed(url)
+            if url not in shunned_web_seeds:
+                handle.add_url_seed(url)
         self.connect(peers)
 
     def stop(self) -> None:
@@ -185,11 +193,19 @@ class Download:
         self._handle = None
         self._session = None
 
+    def flush(self) -> bool:
+        """Have everything received written to the files, not yet durably; return whether that came to an end."""
+        self._running_handle.flush_cache()
+        return self._wait_for(CacheFlushed, FLUSH_TIMEOUT_SECONDS) is not None
+
     def recheck(self) -> None:
         """Begin to hash every wanted byte again, as it lies in the files; what is wrong is then fetched anew."""
-        self._running_handle.flush_cache()
-        self._wait_for(CacheFlushed, FLUSH_TIMEOUT_SECONDS)
+        self.flush()
         self._running_handle.force_recheck()
+
+    def count_dht_nodes(self) -> None:
+        """Ask how many nodes of the DHT are known; the answer is among the alerts."""
+        self._running_session.post_dht_stats()
 
     def watch_blocks(self) -> None:
         """Tell of every block from now on, not only of pieces."""
@@ -205,7 +221,12 @@ class Download:
     @property
     def looks_around(self) -> bool:
         """Return whether peers are looked for beyond the named ones."""
-        return bool(self._settings.dht or self._settings.lsd or self._trackers())
+        return self._settings.looks_around(self._metainfo.trackers)
+
+    @property
+    def uses_dht(self) -> bool:
+        """Return whether the DHT is asked for peers."""
+        return self._settings.dht and not self._settings.proxy
 
     @property
     def has_places_to_ask(self) -> bool:
@@ -226,6 +247,12 @@ class Download:
         parameters = load_parameters(self._metainfo)
         parameters.save_path = str(self._state_directory)
         parameters.flags = _FLAGS if self.looks_around else _FLAGS | _ALONE
+        if not self._settings.uploads:
+            # In order, so that the whole file is hashed while it comes. Who gives nothing back leaves the swarm's
+            # stock of rare pieces as it is, in whatever order it takes them.
+            parameters.flags |= lt.torrent_flags.sequential_download
+        if not self._settings.pex:
+            parameters.flags |= _NO_PEX
         parameters.trackers = self._trackers()
         parameters.tracker_tiers = list(range(len(parameters.trackers)))
         parameters.url_seeds = self._web_seeds()
@@ -238,10 +265,13 @@ class Download:
         limit = self._settings.download_limit_bytes_per_second
         if limit is not None:
             parameters.download_limit = limit  # the torrent's own: a session's limit does not bind local peers
+        upload_limit = self._settings.upload_limit_bytes_per_second
+        if upload_limit is not None:
+            parameters.upload_limit = upload_limit
         return parameters
 
     def _trackers(self) -> list[str]:
-        return list(self._metainfo.trackers) if self._settings.use_trackers else []
+        return self._settings.usable_trackers(self._metainfo.trackers)
 
     def _web_seeds(self) -> list[str]:
         return list(self._metainfo.web_seeds) if self._settings.use_web_seeds else []
@@ -255,13 +285,12 @@ class Download:
         """Stop the transfer, have everything written, and return what is there; None while it is being checked."""
         handle = self._running_handle
         handle.pause()
-        handle.flush_cache()
-        flushed = self._wait_for(CacheFlushed, FLUSH_TIMEOUT_SECONDS)
+        is_flushed = self.flush()
         # A piece counts as done when it was hashed in memory; that the disk refused it comes out only here.
         for alert in self._waiting:
             if isinstance(alert, DiskFailed):
                 raise disk_error(alert)
-        if flushed is None or self.status().is_checking:
+        if not is_flushed or self.status().is_checking:
             return None
         # Not libtorrent's own resume data: it holds the whole v2 hash tree, 56 MB for a 13 GiB model.
         pieces = handle.status(lt.status_flags_t.query_pieces).pieces

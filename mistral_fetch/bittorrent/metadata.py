@@ -43,8 +43,7 @@ def ask_for_metadata(
         UnsafeTorrent: What was sent is malformed or hostile.
         UnsafePath: It names files that would leave their directory.
     """
-    looks_around = settings.dht or settings.lsd or bool(settings.use_trackers and magnet.trackers)
-    session = open_session(settings, looks_around)
+    session = open_session(settings, magnet.trackers)
     with tempfile.TemporaryDirectory(prefix="mistral-fetch-metadata-") as scratch:
         handle = _add(session, _parameters(magnet, settings, peers, scratch))
         try:
@@ -85,7 +84,9 @@ def _parameters(magnet: Magnet, settings: SwarmSettings, peers: list[Endpoint], 
     parameters.info_hashes = lt.info_hash_t(*(part for part in (v1, v2) if part is not None))
     parameters.save_path = scratch
     parameters.flags = lt.torrent_flags.update_subscribe | lt.torrent_flags.default_dont_download
-    parameters.trackers = list(magnet.trackers) if settings.use_trackers else []
+    if not settings.pex:
+        parameters.flags |= lt.torrent_flags.disable_pex
+    parameters.trackers = settings.usable_trackers(magnet.trackers)
     parameters.peers = list(peers)
     return parameters
 

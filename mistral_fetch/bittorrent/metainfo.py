@@ -48,6 +48,7 @@ class Metainfo:
     """A torrent whose names, sizes and counts were validated.
 
     ``total_length`` is that of the address space, pad files included; ``data`` is the whole file as it came.
+    ``is_private`` torrents get their peers from their trackers alone (BEP 27).
     """
 
     name: str
@@ -59,6 +60,7 @@ class Metainfo:
     files: tuple[TorrentFile, ...]
     trackers: tuple[str, ...] = ()
     web_seeds: tuple[str, ...] = ()
+    is_private: bool = False
     v1_pieces: bytes = field(default=b"", repr=False)
     data: bytes = field(default=b"", repr=False)
 
@@ -165,6 +167,7 @@ class _Reader:
             files=files,
             trackers=_addresses(_tracker_values(torrent), _TRACKER_SCHEMES),
             web_seeds=_addresses(_web_seed_values(torrent), _WEB_SEED_SCHEMES),
+            is_private=self._info.get(b"private") == 1,
             v1_pieces=self._info[b"pieces"] if self._has_v1 else b"",
             data=data,
         )
@@ -211,6 +214,8 @@ class _Reader:
         files: list[TorrentFile] = []
         index = offset = 0
         for raw in raw_files:
+            if raw.is_padding and raw.size >= piece_length:
+                raise unsafe(f"pad files shorter than a piece of {piece_length} bytes (BEP 47)", f"one of {raw.size}")
             padding = -offset % piece_length
             if self._has_v2 and padding and not raw.is_padding:
                 if self._has_v1:

@@ -36,24 +36,39 @@ def format_peer(endpoint: Endpoint) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def resolve_peers(peers: Iterable[str]) -> list[Endpoint]:
+def resolve_peers(peers: Iterable[str], *, looks_up: bool = True) -> list[Endpoint]:
     """Return numeric endpoints, each once; names that cannot be resolved now are left out.
+
+    Args:
+        peers: ``host:port`` each.
+        looks_up: Whether names may be looked up; behind a proxy that would tell this network who is asked.
 
     Raises:
         ConfigError: A peer is not ``host:port``.
     """
     endpoints: dict[Endpoint, None] = {}
     for host, port in map(parse_peer, peers):
-        for address in _addresses(host):
+        for address in _addresses(host, looks_up):
             endpoints[address, port] = None
     return list(endpoints)
 
 
-def _addresses(host: str) -> list[str]:
+def needs_lookup(peer: str) -> bool:
+    """Return whether ``host:port`` has a name for a host, rather than an address."""
+    try:
+        ipaddress.ip_address(parse_peer(peer)[0])
+    except ValueError:
+        return True
+    return False
+
+
+def _addresses(host: str, looks_up: bool) -> list[str]:
     try:
         return [str(ipaddress.ip_address(host))]
     except ValueError:
         pass
+    if not looks_up:
+        return []
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError):  # a label of more than 63 characters is a UnicodeError

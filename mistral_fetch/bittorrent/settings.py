@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+import libtorrent as lt
+
+from mistral_fetch.bittorrent.listen import DEFAULT_LISTEN
+from mistral_fetch.bittorrent.proxy import parse_proxy, proxy_settings
 from mistral_fetch.units import KIB, MIB
 
 _NEVER = 2**30
+_ENCRYPTION: dict[str, dict[str, Any]] = {
+    "allow": {"out_enc_policy": lt.enc_policy.pe_enabled, "allowed_enc_level": lt.enc_level.pe_both},
+    "require": {"out_enc_policy": lt.enc_policy.pe_forced, "allowed_enc_level": lt.enc_level.pe_rc4},
+    "off": {"out_enc_policy": lt.enc_policy.pe_disabled, "allowed_enc_level": lt.enc_level.pe_plaintext},
+}
 
 
 @dataclass(frozen=True)
 class SwarmSettings:
     """What to ask of the swarm. The defaults talk to nobody who was not named by the user or the torrent.
 
+    ``dht``, ``lsd`` (local discovery by multicast) and ``pex`` (peers that peers name) find peers that nobody named;
+    :meth:`for_private` turns them off for a torrent that says so. ``encryption`` is ``allow``, ``require`` or ``off``
+    and means message stream encryption, which hides the protocol from the wire, not the content from anybody who
+    knows the torrent. With a ``proxy`` everything goes through it; see :mod:`mistral_fetch.bittorrent.proxy`.
     ``incoming`` is whether peers may connect to us; None means: only when peers are looked for beyond the named ones.
     ``peers`` are ``host:port``. ``uploads`` is whether to give anything back; a leech still connects, asks and
     says what it has, but never serves a block. The three timeouts count seconds of silence, not of transfer.
@@ -24,15 +37,45 @@ class SwarmSettings:
     use_web_seeds: bool = True
     dht: bool = False
     lsd: bool = False
+    pex: bool = False
+    encryption: str = "allow"
+    proxy: str = ""
+    dht_nodes: str = ""
     port_mapping: bool = False
     utp: bool = False
     incoming: bool | None = None
-    listen_interfaces: str = "0.0.0.0:0,[::]:0"
+    listen_interfaces: str = DEFAULT_LISTEN
     download_limit_bytes_per_second: int | None = None
+    upload_limit_bytes_per_second: int | None = None
     uploads: bool = False
     no_peers_timeout_seconds: float = 15.0
     stall_timeout_seconds: float = 60.0
     metadata_timeout_seconds: float = 60.0
+
+    def for_private(self) -> SwarmSettings:
+        """Return these settings for a torrent whose tracker alone may hand out peers (BEP 27)."""
+        return replace(self, dht=False, lsd=False, pex=False)
+
+    def usable_trackers(self, trackers: tuple[str, ...]) -> list[str]:
+        """Return the trackers to announce to: none where they are off, no udp ones through a proxy."""
+        if not self.use_trackers:
+            return []
+        return [url for url in trackers if not self.proxy or not url.lower().startswith("udp:")]
+
+    def accepts_incoming(self, trackers: tuple[str, ...]) -> bool:
+        """Return whether peers may connect to us.
+
+        With named peers alone, who does so can only be one of them again, from a port we did not ban.
+        """
+        if self.proxy:
+            return False
+        return self.looks_around(trackers) if self.incoming is None else self.incoming
+
+    def looks_around(self, trackers: tuple[str, ...]) -> bool:
+        """Return whether peers are looked for beyond the named ones."""
+        if self.proxy:
+            return bool(self.usable_trackers(trackers))
+        return bool(self.dht or self.lsd or self.usable_trackers(trackers))
 
 
 def find_peers_hint(settings: SwarmSettings) -> str:
@@ -42,11 +85,24 @@ def find_peers_hint(settings: SwarmSettings) -> str:
 
 
 def session_settings(settings: SwarmSettings, *, incoming: bool) -> dict[str, Any]:
-    """Return libtorrent's settings for a session, each with its reason where it is not the obvious one."""
+    """Return libtorrent's settings for a session, each with its reason where it is not the obvious one.
+
+    Raises:
+        SwarmError: The proxy is of a kind that libtorrent cannot use.
+    """
+    through_proxy = proxy_settings(parse_proxy(settings.proxy)) if settings.proxy else {}
+    dht_nodes = {"dht_bootstrap_nodes": settings.dht_nodes} if settings.dht_nodes else {}
+    encryption = _ENCRYPTION[settings.encryption]
     return {
         "user_agent": "mistral-fetch",
         "peer_fingerprint": "-MF0100-",
         "listen_interfaces": settings.listen_interfaces,
+        "max_retry_port_bind": 0,  # the ports were chosen already; a busy one is said, not walked away from
+        "listen_system_port_fallback": False,
+        **encryption,
+        "in_enc_policy": encryption["out_enc_policy"],
+        "prefer_rc4": settings.encryption == "require",
+        **dht_nodes,
         "enable_dht": settings.dht,
         "enable_lsd": settings.lsd,
         "enable_upnp": settings.port_mapping,
@@ -70,6 +126,7 @@ def session_settings(settings: SwarmSettings, *, incoming: bool) -> dict[str, An
         "max_failcount": 20,  # a seed that restarts must be found again
         "request_timeout": 20,
         "piece_timeout": 10,
+        "urlseed_timeout": 6,  # a silent web seed holds up the pieces it was asked for until then
         "max_out_request_queue": 1000,
         "max_queued_disk_bytes": 8 * MIB,  # the default of 100 MiB adds as much to the peak memory, and no speed
         "checking_mem_usage": 256,
@@ -81,4 +138,5 @@ def session_settings(settings: SwarmSettings, *, incoming: bool) -> dict[str, An
         "stop_tracker_timeout": 1,
         "ssrf_mitigation": True,
         "tick_interval": 100,
+        **through_proxy,  # last: nothing may leak around it
     }

@@ -16,6 +16,7 @@ from mistral_fetch.bittorrent.alerts import (
     BlockReceived,
     DiskFailed,
     Finished,
+    ListenFailed,
     PeerBanned,
     PeerConnected,
     PieceFailed,
@@ -27,6 +28,8 @@ from mistral_fetch.bittorrent.attribution import Attribution
 from mistral_fetch.bittorrent.client import Download, DownloadStatus, disk_error
 from mistral_fetch.bittorrent.metainfo import Metainfo
 from mistral_fetch.bittorrent.peers import Endpoint, format_peer, parse_peer, resolve_peers
+from mistral_fetch.bittorrent.readback import Proof, ReadBack
+from mistral_fetch.bittorrent.remarks import Remarks
 from mistral_fetch.bittorrent.settings import SwarmSettings, find_peers_hint
 from mistral_fetch.errors import NoPeers, PieceMismatch, Stalled, StoreError, SwarmError
 from mistral_fetch.events import (
@@ -45,12 +48,14 @@ REPORT_SECONDS = 0.25
 RECONNECT_SECONDS = 2.0
 # How long to be without anybody before a suspect is tried again: libtorrent may still be connecting to others.
 LONELY_SECONDS = 2.0
+# After how long without anybody to ask whether the DHT answers at all.
+DHT_SECONDS = 4.0
 # How often finished files may turn out wrong on the disk before the disk is blamed.
 MAX_PROOFS = 3
 
 
 @dataclass
-class _Clocks:
+class Clocks:
     """Since when what has been so, in monotonic seconds."""
 
     last_peer: float
@@ -65,8 +70,9 @@ class Transfer:
     """One run of one download.
 
     ``paths`` are the wanted files' names for the events, by file index; ``check_stop`` is called often and raises to
-    end the run. ``proves_files`` is set when nothing but the torrent vouches for a file: pieces are verified in
-    memory before they are written, so the finished files are then read back and verified once more.
+    end the run. ``read_back`` proves on the disk what was verified in memory. ``proves_files`` is set when nothing
+    but the torrent vouches for a file: what could not be read back while it came is then checked once more at the end.
+    ``on_change`` is called when a file turned out not to be what was written to it.
     """
 
     download: Download
@@ -76,11 +82,15 @@ class Transfer:
     label: str
     report: Report
     check_stop: Callable[[], None]
+    read_back: ReadBack
+    on_change: Callable[[], None]
     proves_files: bool = False
     attribution: Attribution = field(init=False)
+    remarks: Remarks = field(init=False)
     received: dict[int, int] = field(default_factory=dict)
     verified: dict[int, int] = field(default_factory=dict)
     endpoints: list[Endpoint] = field(default_factory=list)
+    lying_web_seeds: set[str] = field(default_factory=set)
     peer_count: int = 0
     passed_in_trial: int = 0
     has_finished: bool = False
@@ -89,27 +99,48 @@ class Transfer:
 
     def __post_init__(self) -> None:
         self.attribution = Attribution(self.metainfo.blocks_in_piece)
+        self.remarks = Remarks(self.settings, self.report)
 
     def run(self) -> None:
         """Fetch everything, or raise what made that impossible; either way keep what was received."""
         self.check_stop()
-        self.endpoints = resolve_peers(self.settings.peers)
+        self.endpoints = resolve_peers(self.settings.peers, looks_up=not self.settings.proxy)
+        self.remarks.begin(self.metainfo)
         self.download.start(self.endpoints)
         try:
             self._wait_until_checked()
+            self._begin_reading_back()
             self._wait_until_finished()
-            if self.proves_files:
-                self._prove()
+            self._prove()
         except StoreError:
             raise  # nothing more can be written; the next run checks what is there
         except BaseException:
+            self.read_back.close()
             self.download.stop()
             raise
+        finally:
+            self.read_back.close()
         self.download.stop()
         self._tell_uploads()
 
+    def _begin_reading_back(self) -> None:
+        self.read_back.begin()
+        for piece in self.download.verified_pieces():
+            self.read_back.piece_passed(piece)
+
     def _prove(self) -> None:
-        """Read the finished files back until every byte on the disk is right; what is not is fetched anew."""
+        """Prove that every byte on the disk is right, as far as nobody else will."""
+        is_flushed = self.download.flush()
+        self._handle(self.download.poll(0))
+        proof = self.read_back.finish(self.check_stop) if is_flushed else Proof.PARTIAL
+        if proof is Proof.CHANGED:
+            self.report(Notice("another program changed the files while they came, or the disk lost some of it"))
+            self.on_change()
+        if proof is Proof.CHANGED or (proof is Proof.PARTIAL and self.proves_files):
+            self._check_again()
+
+    def _check_again(self) -> None:
+        """Read the finished files until every byte on the disk is right; what is not is fetched anew."""
         for _attempt in range(MAX_PROOFS):
             self.report(Notice("reading the finished files back to check them against the torrent"))
             self.has_finished = False
@@ -142,7 +173,7 @@ class Transfer:
 
     def _wait_until_finished(self) -> None:
         now = time.monotonic()
-        clocks = _Clocks(last_peer=now, last_byte=now)
+        clocks = Clocks(last_peer=now, last_byte=now)
         while True:
             self.check_stop()
             self._handle(self.download.poll(POLL_SECONDS))
@@ -170,6 +201,7 @@ class Transfer:
                 self._peer_connected(alert.address)
             elif isinstance(alert, PiecePassed):
                 self.attribution.piece_passed(alert.piece)
+                self.read_back.piece_passed(alert.piece)
                 self.passed_in_trial += 1
             elif isinstance(alert, Finished):
                 self.has_finished = True
@@ -180,7 +212,9 @@ class Transfer:
                     reason = "banned: it had a part in pieces that failed, others had too"
                     self.report(SourceFailed(f"peer {alert.address}", reason, will_retry=True))
             elif isinstance(alert, WebSeedFailed):
-                self.report(SourceFailed(f"web seed {alert.url}", alert.reason, will_retry=True))
+                if alert.is_banned:
+                    self.lying_web_seeds.add(alert.url)
+                self.report(SourceFailed(f"web seed {alert.url}", alert.reason, will_retry=not alert.is_banned))
             elif isinstance(alert, DiskFailed):
                 raise disk_error(alert)
             elif isinstance(alert, TorrentFailed):
@@ -189,6 +223,8 @@ class Transfer:
                     detail=f"expected a consistent torrent, got: {alert.reason}",
                     hint="fetch with --via http, or get the .torrent from its publisher again",
                 )
+            elif not isinstance(alert, ListenFailed) or self.settings.accepts_incoming(self.metainfo.trackers):
+                self.remarks.handle(alert)  # an address nobody may connect to anyway is not missed
 
     def _peer_connected(self, address: str) -> None:
         was_clear = not self.attribution.needs_blocks
@@ -249,7 +285,7 @@ class Transfer:
             self.report(SourceConnected(self.label, count))
         self.peer_count = count
 
-    def _look_for_peers(self, status: DownloadStatus, clocks: _Clocks, now: float) -> None:
+    def _look_for_peers(self, status: DownloadStatus, clocks: Clocks, now: float) -> None:
         if clocks.trial_began is not None:
             self._go_on_with_trial(status, clocks, now)
         elif not status.peers and self.attribution.suspects and now - clocks.last_peer > LONELY_SECONDS:
@@ -257,8 +293,10 @@ class Transfer:
         elif not status.peers and now - clocks.last_connect > RECONNECT_SECONDS:
             clocks.last_connect = now
             self.download.connect(self._welcome_endpoints())
+            if self.download.uses_dht and now - clocks.last_peer > DHT_SECONDS:
+                self.download.count_dht_nodes()
 
-    def _begin_trial(self, clocks: _Clocks, now: float) -> None:
+    def _begin_trial(self, clocks: Clocks, now: float) -> None:
         """Talk to one suspect alone: if the next failed piece is all its own, it is proven; else it was innocent."""
         suspect = self.attribution.begin_trial()
         if suspect is None:
@@ -269,10 +307,10 @@ class Transfer:
         self.download.restart_with(parse_peer(suspect), banned)
         clocks.trial_began = clocks.last_peer = now
 
-    def _go_on_with_trial(self, status: DownloadStatus, clocks: _Clocks, now: float) -> None:
+    def _go_on_with_trial(self, status: DownloadStatus, clocks: Clocks, now: float) -> None:
         if self.passed_in_trial > 0 and status.peers:
             clocks.trial_began = None
-            self.download.open_up(self._welcome_endpoints())
+            self.download.open_up(self._welcome_endpoints(), self.lying_web_seeds)
         elif not status.peers and now - clocks.last_peer > LONELY_SECONDS:
             clocks.trial_began = None  # gone, or proven a liar: the next one's turn
 
@@ -280,7 +318,7 @@ class Transfer:
         shunned = {*self.attribution.proven, *self.attribution.suspects}
         return [endpoint for endpoint in self.endpoints if format_peer(endpoint) not in shunned]
 
-    def _give_up_in_time(self, status: DownloadStatus, clocks: _Clocks, now: float) -> None:
+    def _give_up_in_time(self, status: DownloadStatus, clocks: Clocks, now: float) -> None:
         silence = now - clocks.last_peer
         nobody_left = not self.endpoints and not self.download.has_places_to_ask
         if not status.peers and (silence > self.settings.no_peers_timeout_seconds or nobody_left):

@@ -47,6 +47,8 @@ _FLAGS = (
     "offline",
     "min_assurance",
     "dht",
+    "lsd",
+    "encryption",
     "lock_timeout",
     "limit",
     "connections",
@@ -97,6 +99,17 @@ _TRANSFER = {
     "dht": Annotated[
         bool | None, typer.Option("--dht/--no-dht", help="Look for peers in the public DHT (default: --no-dht).")
     ],
+    "lsd": Annotated[
+        bool | None, typer.Option("--lsd/--no-lsd", help="Look for peers on the local network (default: --no-lsd).")
+    ],
+    "listen": Annotated[
+        list[str] | None,
+        typer.Option("--listen", help="Where peers may connect to us; may be repeated.", metavar="HOST:PORT[-PORT]"),
+    ],
+    "encryption": Annotated[
+        str | None,
+        typer.Option("--encryption", help="Of connections to peers (default: allow).", metavar="allow|require|off"),
+    ],
     "limit": Annotated[
         str | None,
         typer.Option(
@@ -111,7 +124,9 @@ _TRANSFER = {
     ],
     "proxy": Annotated[
         str | None,
-        typer.Option("--proxy", help="A proxy for mirrors (default: the proxy variables).", metavar="URL"),
+        typer.Option(
+            "--proxy", help="A proxy for mirrors and peers (default: for mirrors, the proxy variables).", metavar="URL"
+        ),
     ],
     "ca_bundle": Annotated[
         str | None,
@@ -282,6 +297,7 @@ def _front_end(common: dict[str, Any]) -> FrontEnd:
     flags["via"] = common["via"].value if common.get("via") else None
     flags["peers"] = common.get("peers") or None
     flags["trust_keys"] = common.get("trust_keys") or None
+    flags["listen"] = common.get("listen") or None
     loaded = load_settings(flags)
     no_color = bool(common["no_color"]) or bool(os.environ.get("NO_COLOR"))
     return FrontEnd(

@@ -15,11 +15,13 @@ from mistral_fetch.events import Progress, Report, SourceFailed
 from mistral_fetch.manifest import MirrorUrl
 from mistral_fetch.sources.base import StopSignal, Target
 from mistral_fetch.sources.failover import known_size, mirrors_of, report_lie
+from mistral_fetch.sources.file_job import FileJob, may_be_split
 from mistral_fetch.sources.http_client import HttpClient, breaking_off
-from mistral_fetch.sources.http_engine import FileJob, ParallelFetch
+from mistral_fetch.sources.http_engine import ParallelFetch
 from mistral_fetch.sources.http_transfer import MirrorTransfer
 from mistral_fetch.sources.limit import RateLimit
 from mistral_fetch.sources.mirror_state import Growth, MirrorState
+from mistral_fetch.sources.pieces import PieceGiver
 from mistral_fetch.sources.retry import Backoff, RetryPolicy
 from mistral_fetch.sources.scores import ScoreBook
 from mistral_fetch.sources.tar_index import TarIndex
@@ -49,6 +51,7 @@ class HttpSource:
         politeness: How much may be asked of the network at once.
         archives: Where files lie inside archives, as far as that was found out.
         scores: What earlier transfers learnt about mirrors; added to.
+        givers: Who may bring pieces beside the mirrors, such as a swarm; only for files with piece hashes.
     """
 
     assurance = Assurance.SIZE
@@ -61,7 +64,9 @@ class HttpSource:
         politeness: Politeness | None = None,
         archives: TarIndex | None = None,
         scores: ScoreBook | None = None,
+        givers: Sequence[PieceGiver] = (),
     ) -> None:
+        self._givers = givers
         self._scores = scores or ScoreBook()
         self.label = label
         self._archives = archives or TarIndex(client)
@@ -106,7 +111,7 @@ class HttpSource:
 
     def _fetch_missing(self, targets: Sequence[Target], report: Report, stop: StopSignal) -> None:
         jobs = [self._job(target) for target in targets]
-        parallel = [job for job in jobs if may_be_split(job) and job.addresses]
+        parallel = [job for job in jobs if may_be_split(job) and (job.addresses or self._givers)]
         if parallel:
             settings = self._politeness
             ParallelFetch(
@@ -118,6 +123,7 @@ class HttpSource:
                 settings.limit,
                 report,
                 stop,
+                self._givers,
             ).run()
         for job in jobs:
             if not job.target.partial.missing_pieces():
@@ -193,13 +199,3 @@ class HttpSource:
         except MirrorError as error:  # reported already, attempt by attempt
             return error
         return None
-
-
-def may_be_split(job: FileJob) -> bool:
-    """Return whether several connections may fill one file: wrong bytes cannot stay unnoticed.
-
-    A file within one archive may, too: each answer is held to the version whose headers were read.
-    """
-    archives = {address.url for address in job.addresses.values() if address.member}
-    is_in_one_archive = len(archives) == 1 and all(address.member for address in job.addresses.values())
-    return bool(job.target.entry.digests) or job.target.partial.known_pieces is not None or is_in_one_archive

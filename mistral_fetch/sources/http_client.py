@@ -171,7 +171,7 @@ class HttpClient:
             with self._in_time(url, stop):
                 return self._get_bytes(url, limit_bytes, headers)
 
-        return retrying(ask, self.settings.retry, stop)
+        return retrying(ask, self.settings.retry, stop, self.settings.read_timeout_seconds)
 
     def _get_bytes(self, url: str, limit_bytes: int, headers: Mapping[str, str] | None) -> bytes:
         body = bytearray()
@@ -234,7 +234,7 @@ class HttpClient:
                     raise error
                 return answer
 
-        return retrying(ask, self.settings.retry, stop)
+        return retrying(ask, self.settings.retry, stop, self.settings.read_timeout_seconds)
 
     @contextmanager
     def stream(self, url: str, headers: Mapping[str, str] | None = None) -> Iterator[Answer]:

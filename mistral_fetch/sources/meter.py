@@ -41,11 +41,14 @@ class Arrival:
 
     def __init__(self, now_seconds: float) -> None:
         self.bytes_per_second = 0.0
+        self.heard_seconds = now_seconds
+        """When the last byte came, or counting began."""
         self._began, self._bytes = now_seconds, 0
 
-    def count(self, length: int) -> None:
+    def count(self, length: int, now_seconds: float) -> None:
         """Count bytes."""
         self._bytes += length
+        self.heard_seconds = now_seconds
 
     def observe(self, now_seconds: float) -> None:
         """Compute the rate anew, if the last time is long enough ago."""

@@ -93,7 +93,7 @@ class RangedFile:
             with breaking_off(self._client, self._stop), self._client.stream(self._url, headers) as answer:
                 return self._body(answer, self._accept(answer, wanted), deadline)
 
-        return retrying(ask, self._client.settings.retry, self._stop)
+        return retrying(ask, self._client.settings.retry, self._stop, self._client.settings.read_timeout_seconds)
 
     def _accept(self, answer: Answer, wanted: Span) -> Span:
         """Return which bytes the body holds: the wanted ones, or fewer where the file ends before."""

@@ -6,15 +6,32 @@ Pure but for the waiting itself, which a stop signal ends.
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
-from mistral_fetch.errors import MirrorError
+from mistral_fetch.errors import MirrorError, MirrorTimeout
 from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.sources.status import PassingStatus
 
 T = TypeVar("T")
+
+# Where nobody delivers, a person should know within 15 s: two timeouts of 7 s, and the pause between them.
+LEAST_PATIENCE_SECONDS = 13.0
+_TIMEOUTS_IN_A_ROW = 1.8
+
+
+def is_too_silent(error: MirrorError, silent_seconds: float, timeout_seconds: float) -> bool:
+    """Return whether to give up on a mirror that let a request time out, although others are still due.
+
+    Args:
+        error: How the request failed.
+        silent_seconds: For how long not a byte has come from anybody.
+        timeout_seconds: How long one request waits.
+    """
+    patience = max(LEAST_PATIENCE_SECONDS, _TIMEOUTS_IN_A_ROW * timeout_seconds)
+    return isinstance(error, MirrorTimeout) and silent_seconds >= patience
 
 
 @dataclass(frozen=True)
@@ -62,8 +79,12 @@ class Backoff:
         return ceiling * self._jitter()
 
 
-def retrying(action: Callable[[], T], policy: RetryPolicy, stop: StopSignal | None = None) -> T:
+def retrying(
+    action: Callable[[], T], policy: RetryPolicy, stop: StopSignal | None = None, timeout_seconds: float = 0.0
+) -> T:
     """Return what ``action`` returns, asking again after failures that may pass.
+
+    ``timeout_seconds`` is how long one request waits; see :func:`is_too_silent`.
 
     Raises:
         MirrorError: It failed permanently, or too often.
@@ -71,6 +92,7 @@ def retrying(action: Callable[[], T], policy: RetryPolicy, stop: StopSignal | No
     """
     backoff = Backoff(policy)
     stop = stop or StopSignal()
+    began = time.monotonic()
     while True:
         stop.check()
         try:
@@ -78,6 +100,6 @@ def retrying(action: Callable[[], T], policy: RetryPolicy, stop: StopSignal | No
         except MirrorError as error:
             stop.check()
             delay = backoff.delay_after(error)
-            if delay is None:
+            if delay is None or is_too_silent(error, time.monotonic() - began, timeout_seconds):
                 raise
         stop.wait(delay)

@@ -62,6 +62,8 @@ class Run:
     is_race: bool = False
     is_abandoned: bool = False
     """Somebody else brought its last piece: what still comes is of no use."""
+    is_shared: bool = False
+    """One of many pieces that a source works on in an order of its own: they share what it brings."""
     heard_seconds: float = 0.0
     """When the last byte came."""
     _window: tuple[float, int] = (0.0, 0)
@@ -139,7 +141,35 @@ class Schedule:
         for number, job in enumerate(self.jobs):
             if job.waiting and mirror in job.mirrors and not self._would_be_late(job, mirror, now_seconds):
                 return self._hand_out(number, job, mirror, now_seconds)
-        return self._steal(mirror, now_seconds)
+        return self._steal(mirror, now_seconds, lambda _run: True)
+
+    def take_last(self, mirror: Mirror, has: Callable[[int, int], bool], now_seconds: float) -> Run | None:
+        """Return one more piece for a source that brings pieces in an order of its own, or None.
+
+        It works from the end, towards the connections that work from the front; where they meet, it takes the end of
+        the slowest run, as a connection would.
+
+        Args:
+            mirror: The source.
+            has: Whether it can bring a piece, by the number of the file and of the piece.
+            now_seconds: The time.
+        """
+        for number, job in reversed(list(enumerate(self.jobs))):
+            if mirror not in job.mirrors:
+                continue
+            for place, (first, end) in reversed(list(enumerate(job.waiting))):
+                for index in reversed(range(first, end)):
+                    if has(number, index):
+                        job.waiting[place : place + 1] = [
+                            part for part in ((first, index), (index + 1, end)) if part[0] < part[1]
+                        ]
+                        run = Run(number, mirror, index, index + 1, now_seconds, is_shared=True)
+                        self.runs.append(run)
+                        return run
+        stolen = self._steal(mirror, now_seconds, lambda run: run.mirror != mirror and has(run.job, run.end - 1), most=1)
+        if stolen is not None:
+            stolen.is_shared = True
+        return stolen
 
     def piece_done(self, run: Run, index: int) -> list[Run]:
         """Note that a piece is there, and return the runs that have become superfluous by it."""
@@ -171,10 +201,6 @@ class Schedule:
     def exclude(self, job: int, mirror: Mirror) -> None:
         """Ask this mirror no more for this file."""
         self.jobs[job].mirrors.discard(mirror)
-
-    def missing_of(self, job: int) -> int:
-        """Return how many pieces of a file are missing."""
-        return self.jobs[job].missing_count
 
     def _drop(self, run: Run) -> None:
         if run in self.runs:
@@ -255,30 +281,33 @@ class Schedule:
             for first, end in job.waiting
         )
 
-    def _steal(self, mirror: Mirror, now_seconds: float) -> Run | None:
+    def _steal(
+        self, mirror: Mirror, now_seconds: float, may_take: Callable[[Run], bool], most: int | None = None
+    ) -> Run | None:
         candidates = [
             run
             for run in self.runs
             if mirror in self.jobs[run.job].mirrors
             and not run.is_race
+            and may_take(run)
             and (self._is_settled(run, now_seconds) or self._rate_of(run.mirror))
         ]
         candidates.sort(key=lambda run: -self._seconds_left(run, now_seconds))
         for victim in candidates:
-            stolen = self._take_from(victim, mirror, now_seconds)
+            stolen = self._take_from(victim, mirror, now_seconds, most)
             if stolen is not None:
                 self.runs.append(stolen)
                 return stolen
         return None
 
-    def _take_from(self, victim: Run, mirror: Mirror, now_seconds: float) -> Run | None:
+    def _take_from(self, victim: Run, mirror: Mirror, now_seconds: float, most: int | None) -> Run | None:
         piece = self.jobs[victim.job].grid.piece_length
         mine = self._expected_rate(mirror, now_seconds)
         theirs = max(self._rate_now(victim, now_seconds), 1.0)
         left = self._seconds_left(victim, now_seconds)
         not_begun = victim.end - victim.next - 1
         if not_begun > 0:
-            share = max(1, round(not_begun * mine / (mine + theirs)))
+            share = min(max(1, round(not_begun * mine / (mine + theirs))), most or not_begun)
             if REQUEST_SECONDS + share * piece / mine >= left:
                 return None
             victim.end -= share
@@ -299,7 +328,7 @@ class Schedule:
         rates = {
             run: run.recent_rate(now_seconds)
             for run in self.runs
-            if self._is_settled(run, now_seconds) and not self._is_silent(run, now_seconds)
+            if self._is_settled(run, now_seconds) and not self._is_silent(run, now_seconds) and not run.is_shared
         }
         own = [rate for run, rate in rates.items() if run.mirror == mirror]
         return max(own, default=0.0) or self._seen_rates.get(mirror) or max(rates.values(), default=0.0) or float(MIB)
@@ -308,7 +337,10 @@ class Schedule:
         """Return what a run's connection reaches: measured once there is something to measure."""
         if not self._is_settled(run, now_seconds):
             return self._expected_rate(run.mirror, now_seconds)
-        return 0.0 if self._is_silent(run, now_seconds) else run.recent_rate(now_seconds)
+        if self._is_silent(run, now_seconds):
+            return 0.0
+        # A piece that its source has not come to yet is not a slow one.
+        return self._expected_rate(run.mirror, now_seconds) if run.is_shared else run.recent_rate(now_seconds)
 
     @staticmethod
     def _is_settled(run: Run, now_seconds: float) -> bool:

@@ -15,12 +15,14 @@ from mistral_fetch.bittorrent.magnet import Magnet
 from mistral_fetch.bittorrent.metadata import ask_for_metadata, check_is_named_by
 from mistral_fetch.bittorrent.metainfo import Metainfo, parse_metainfo
 from mistral_fetch.bittorrent.peers import resolve_peers
+from mistral_fetch.bittorrent.readback import ReadBack
 from mistral_fetch.bittorrent.settings import SwarmSettings
 from mistral_fetch.bittorrent.transfer import Transfer
 from mistral_fetch.digest import Assurance
 from mistral_fetch.errors import ManifestError, TorrentMismatch
 from mistral_fetch.events import Notice, Report, SourceConnected
 from mistral_fetch.sources.base import StopSignal, Target
+from mistral_fetch.sources.swarm_record import SpanRecorder
 from mistral_fetch.store.durable import disk_errors, write_durably
 
 METADATA_NAME = "metadata.torrent"
@@ -80,11 +82,24 @@ class SwarmSource:
             target.partial.prepare()
         data_paths = {index: target.partial.data_path.absolute() for index, target in by_index.items()}
         download = Download(metainfo, data_paths, self._state_directory, self._settings)
+        recorder = SpanRecorder({index: target.partial for index, target in by_index.items()}, self.label)
         paths = {index: target.entry.path for index, target in by_index.items()}
         try:
             # A file with a sha256 of its own is proved by the store; the others only the torrent can prove.
             proves = any(target.entry.sha256 is None for target in targets)
-            Transfer(download, metainfo, paths, self._settings, self.label, report, stop.check, proves).run()
+            Transfer(
+                download,
+                metainfo,
+                paths,
+                self._settings,
+                self.label,
+                report,
+                stop.check,
+                read_back=ReadBack(metainfo, data_paths, recorder.proved),
+                on_change=recorder.forget,
+                proves_files=proves,
+            ).run()
+            recorder.flush()
         finally:
             download.close()
 
@@ -108,7 +123,7 @@ def fetch_metadata(magnet: Magnet, settings: SwarmSettings, stop: StopSignal, re
     for repair in magnet.repairs:
         report(Notice(f"magnet link: {repair}"))
     label = f"torrent {magnet.info_hash[:8]}…"
-    peers = resolve_peers((*settings.peers, *magnet.peers))
+    peers = resolve_peers((*settings.peers, *magnet.peers), looks_up=not settings.proxy)
 
     def on_peers(count: int) -> None:
         if count:

@@ -9,12 +9,14 @@ from __future__ import annotations
 import errno
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mistral_fetch.errors import OutOfSpace, StoreError, StoreNotWritable
 
+_KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _REFUSED = {errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -130,3 +132,22 @@ def boot_id() -> str:
         return Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     except OSError:
         return ""
+
+
+def make_sparse(path: Path, size: int) -> None:
+    """Create a file of ``size`` bytes that are all holes, in place of what is there."""
+    path.unlink(missing_ok=True)
+    with path.open("wb") as file:
+        file.truncate(size)
+
+
+def punch_hole(path: Path, start: int, length: int) -> bool:
+    """Free the disk behind bytes that nobody will read again; return whether this system can (fallocate(2), Linux)."""
+    if not sys.platform.startswith("linux"):
+        return False
+    import ctypes
+
+    libc = ctypes.CDLL(None, use_errno=True)
+    with path.open("r+b") as file:
+        offset, size = ctypes.c_int64(start), ctypes.c_int64(length)
+        return bool(libc.fallocate(file.fileno(), _KEEP_SIZE | _PUNCH_HOLE, offset, size) == 0)

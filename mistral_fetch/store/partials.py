@@ -3,8 +3,8 @@
 A partial is a directory: ``data`` (full size from the start, sparse), ``journal-*.log`` (one per process,
 see :mod:`mistral_fetch.store.journal`), ``validator`` (what the server called this version of the file),
 ``about.json`` and ``lock`` (see below) and, once the blob exists, ``committed.json``. Sources write through
-:meth:`Partial.put`; a source with its own engine (the swarm) writes ``data_path`` itself and proves its pieces
-in its own way.
+:meth:`Partial.put`; a source with its own engine (the swarm) writes ``data_path`` itself, proves its pieces
+in its own way and has them recorded with :meth:`Partial.record_written`.
 """
 
 from __future__ import annotations
@@ -183,6 +183,27 @@ class Partial:
                 raise
         reached("piece-written")
         if self._count(index, sha256, span.length, source, opening) >= BATCH_BYTES:
+            self.flush()
+        return True
+
+    def record_written(self, index: int, source: str) -> bool:
+        """Record a piece that somebody else wrote to the data file and read back from there.
+
+        Returns:
+            Whether it may stand: where its hash is known, it must match.
+
+        Raises:
+            StoreError: The disk refused.
+        """
+        may_skip = not self._needs_piece_hashes and self.lag_bytes() > SKIP_LAG_BYTES
+        sha256 = UNHASHED if may_skip else self._hash_on_disk(index)
+        if self.known_pieces is not None and sha256 != self.known_pieces.sha256[index]:
+            return False
+        with disk_errors("writing a download", self.data_path):
+            self._open()
+        if not self._claim(index):
+            return True
+        if self._count(index, sha256, self.grid.span(index).length, source, self._opening) >= BATCH_BYTES:
             self.flush()
         return True
 

@@ -24,9 +24,11 @@ from mistral_fetch.sources.http_client import HttpClient
 from mistral_fetch.sources.hub import HubClient, hub_endpoint, hub_manifest, with_hub_token
 from mistral_fetch.sources.limit import RateLimit
 from mistral_fetch.sources.local import LocalSource
+from mistral_fetch.sources.pieces import PieceGiver
 from mistral_fetch.sources.tar_index import TarIndex
 from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
 from mistral_fetch.store.layout import Layout
+from mistral_fetch.store.partials import MAX_PIECE_LENGTH, MIN_PIECE_LENGTH
 from mistral_fetch.transfer.archives import archive_candidate
 from mistral_fetch.transfer.authenticity import (
     authenticate_document,
@@ -244,19 +246,33 @@ class Resolver:
         return self._torrents.state_directories()
 
     def manifest_sources(self, manifest: Manifest) -> tuple[Callable[[], Source], ...]:
-        """Return the mirrors and torrents that a manifest names, as far as the settings allow them."""
+        """Return the mirrors and torrents that a manifest names, as far as the settings allow them.
+
+        Where both can be used and every piece can be proved, they are one source: see ``docs/decisions/0007``.
+        """
+        via = self._settings.via
+        has_mirrors = via != "torrent" and all(any(map(_is_http, entry.mirrors)) for entry in manifest.files)
+        is_mixed = via == "auto" and has_mirrors and all(map(_proves_pieces, manifest.files))
         sources: list[Callable[[], Source]] = []
-        if self._settings.via != "torrent":
-            if all(mirror_urls(entry, {"file"}) for entry in manifest.files):
-                sources.append(LocalSource)
-            if all(any(_is_http(mirror) for mirror in entry.mirrors) for entry in manifest.files):
-                sources.append(self._http_source)
-        if self._settings.via != "http":
+        if via != "torrent" and all(mirror_urls(entry, {"file"}) for entry in manifest.files):
+            sources.append(LocalSource)
+        if is_mixed:
+            sources.append(lambda: self._http_source(self._torrents.givers_of(manifest)))
+        elif has_mirrors:
+            sources.append(self._http_source)
+        if via != "http" and not is_mixed:
             sources.extend(self._torrents.sources_of(manifest))
         return tuple(sources)
 
-    def _http_source(self) -> Source:
-        return HttpSource(self._http, politeness=self._politeness, archives=self._archives, scores=self._scores)
+    def _http_source(self, givers: Sequence[PieceGiver] = ()) -> Source:
+        return HttpSource(
+            self._http, politeness=self._politeness, archives=self._archives, scores=self._scores, givers=givers
+        )
+
+
+def _proves_pieces(entry: FileEntry) -> bool:
+    is_usable = entry.pieces is not None and MIN_PIECE_LENGTH <= entry.pieces.length <= MAX_PIECE_LENGTH
+    return entry.sha256 is not None and (is_usable or not entry.size)
 
 
 def _vouched_for(candidate: Candidate, channel: Channel, catalog: CatalogInForce) -> Candidate:

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from mistral_fetch.bittorrent.listen import listen_interfaces
 from mistral_fetch.bittorrent.magnet import Magnet, parse_magnet
 from mistral_fetch.bittorrent.metainfo import MAX_TORRENT_BYTES, Metainfo, metainfo_to_manifest, parse_metainfo
 from mistral_fetch.bittorrent.settings import SwarmSettings
@@ -15,10 +16,12 @@ from mistral_fetch.catalog_values import TorrentChannel
 from mistral_fetch.config import Settings
 from mistral_fetch.digest import Assurance
 from mistral_fetch.events import Report
-from mistral_fetch.manifest import Manifest
+from mistral_fetch.manifest import Manifest, TorrentLink
 from mistral_fetch.sources.base import Source, StopSignal
 from mistral_fetch.sources.http_client import HttpClient
+from mistral_fetch.sources.pieces import PieceGiver
 from mistral_fetch.sources.swarm import SwarmSource
+from mistral_fetch.sources.swarm_pieces import SwarmPieces
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.transfer.local import read_local_file
 from mistral_fetch.transfer.offer import Offer
@@ -35,8 +38,17 @@ class TorrentResolver:
         self._state_directories: list[Path] = []
         self._swarm = SwarmSettings(
             peers=settings.peers,
+            use_trackers=settings.trackers,
             dht=settings.dht,
+            dht_nodes=",".join(settings.dht_nodes),
+            lsd=settings.lsd,
+            pex=settings.pex,
+            encryption=settings.encryption,
+            proxy=settings.proxy,
+            listen_interfaces=listen_interfaces(settings.listen),
+            incoming=True if settings.listen else None,
             download_limit_bytes_per_second=settings.limit or None,
+            upload_limit_bytes_per_second=settings.upload_limit or None,
             no_peers_timeout_seconds=settings.peer_timeout,
             stall_timeout_seconds=settings.stall_timeout,
             metadata_timeout_seconds=max(settings.peer_timeout, 1.0) if not settings.dht else 60.0,
@@ -62,11 +74,25 @@ class TorrentResolver:
 
     def sources_of(self, manifest: Manifest) -> list[Callable[[], Source]]:
         """Return a source for each torrent that holds all files of a manifest, fetched only when its turn comes."""
+        return [partial(self._linked_source, link.url) for link in self._links_of(manifest)]
+
+    def givers_of(self, manifest: Manifest) -> list[PieceGiver]:
+        """Return who brings pieces of a manifest's files while mirrors do: the swarm of each torrent that holds all."""
+        return [
+            SwarmPieces(
+                partial(self._load_link, link.url),
+                f"torrent {unquote(urlsplit(link.url).path).rpartition('/')[2]}",
+                self._swarm,
+                self._state_of,
+            )
+            for link in self._links_of(manifest)
+        ]
+
+    def _links_of(self, manifest: Manifest) -> list[TorrentLink]:
         links = [{link.url: link for link in entry.torrents} for entry in manifest.files]
         shared = [link for url, link in (links[0] if links else {}).items() if all(url in urls for urls in links)]
         # A hybrid and a plain v1 torrent of the same files have swarms of their own: stronger proof first.
-        ordered = sorted(shared, key=lambda link: not link.needs_v2)
-        return [partial(self._linked_source, link.url) for link in ordered]
+        return sorted(shared, key=lambda link: not link.needs_v2)
 
     def _linked_source(self, url: str) -> Source:
         return self._source(self._load_link(url))
@@ -86,10 +112,13 @@ class TorrentResolver:
         return parse_metainfo(data)
 
     def _source(self, torrent: Metainfo | Magnet) -> SwarmSource:
+        return SwarmSource(torrent, self._swarm, self._state_of(torrent))
+
+    def _state_of(self, torrent: Metainfo | Magnet) -> Path:
         state = self._layout.partial(f"torrent-{torrent.info_hash}")
         if state not in self._state_directories:
             self._state_directories.append(state)
-        return SwarmSource(torrent, self._swarm, state)
+        return state
 
     def _offer(self, torrent: Metainfo | Magnet) -> Offer:
         source = self._source(torrent)

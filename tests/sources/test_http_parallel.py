@@ -21,9 +21,10 @@ from mistral_fetch.manifest import FileEntry, MirrorUrl, PieceHashes
 from mistral_fetch.simulators.mirror import Content, Fault, MirrorSimulator, SeenRequest
 from mistral_fetch.sources import http, http_engine, schedule
 from mistral_fetch.sources.base import StopSignal, Target
+from mistral_fetch.sources.file_job import FileJob
 from mistral_fetch.sources.http import HttpSource, Politeness
 from mistral_fetch.sources.http_client import HttpClient, HttpSettings
-from mistral_fetch.sources.http_engine import FileJob, ParallelFetch
+from mistral_fetch.sources.http_engine import ParallelFetch
 from mistral_fetch.sources.limit import RateLimit
 from mistral_fetch.sources.mirror_state import Growth, MirrorState
 from mistral_fetch.sources.retry import Backoff, RetryPolicy
@@ -344,7 +345,7 @@ def test_buffers_are_bounded_whatever_the_pieces(
 
 def test_bytes_that_are_not_needed_any_more_are_not_paid_for(tmp_path: Path, client: HttpClient) -> None:
     engine = engine_of(tmp_path, client, PieceGrid(MIB, MIB), RateLimit(1.0))
-    run = engine._schedule.take(engine._mirrors[0], time.monotonic())
+    run = engine.schedule.take(engine._mirrors[0], time.monotonic())
     assert run is not None
     threading.Timer(0.2, setattr, (run, "is_abandoned", True)).start()
     began = time.monotonic()

@@ -54,7 +54,7 @@ def test_pieces_are_handed_out_from_the_front_without_gaps_or_overlaps() -> None
 def test_only_what_is_missing_is_handed_out_and_no_run_spans_a_gap() -> None:
     schedule = plan(10, missing=[0, 1, 4, 5, 9])
     assert [indices(take(schedule, A)) for _ in range(3)] == [[0, 1], [4, 5], [9]]
-    assert schedule.missing_of(0) == 5
+    assert schedule.jobs[0].missing_count == 5
 
 
 def test_a_mirror_that_nobody_knows_gets_a_probe() -> None:
@@ -122,7 +122,7 @@ def test_what_a_failed_run_did_not_bring_is_handed_out_again_first() -> None:
     schedule.piece_done(run, 1)
     schedule.release(run)
     assert indices(take(schedule, B))[0] == 2
-    assert schedule.missing_of(0) == 98
+    assert schedule.jobs[0].missing_count == 98
 
 
 def test_a_run_given_back_twice_is_handed_out_once() -> None:
@@ -211,7 +211,7 @@ def test_the_loser_of_a_race_is_told_and_its_piece_not_handed_out_again(winner_i
     assert schedule.runs == []
     assert schedule.take(C, LATER) is None
     assert schedule.piece_done(loser, 0) == [], "a loser may have its piece whole before it hears of it"
-    assert schedule.missing_of(0) == 0
+    assert schedule.jobs[0].missing_count == 0
 
 
 def test_a_loser_still_names_the_piece_that_it_is_reading() -> None:
