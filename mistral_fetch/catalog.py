@@ -50,6 +50,7 @@ from mistral_fetch.strict_json import (
     text,
     url,
 )
+from mistral_fetch.units import parse_utc
 
 __all__ = [
     "DEFAULT_HUB_ENDPOINT",
@@ -71,6 +72,7 @@ __all__ = [
 
 SCHEMA = 1
 MAX_CATALOG_BYTES = 1 << 20
+MAX_VERSION = (1 << 53) - 1  # what every JSON reader keeps exactly
 MAX_INCLUDE = 200  # patterns of one channel; each pinned file is matched against all of them
 
 T = TypeVar("T")
@@ -123,6 +125,15 @@ _weight_format = one_of("consolidated-pth", "consolidated-safetensors", "hf-safe
 _architecture_key = one_of("vocabulary_size", "max_positions", "sliding_window", "rope_theta")
 
 
+def _moment(value: Any, where: str) -> str:
+    written = text(value, where)
+    try:
+        parse_utc(written)
+    except ValueError:
+        refuse(where, "a moment as 2027-01-31T12:00:00Z", value)
+    return written
+
+
 def _digest(algorithm: str) -> Read[Digest]:
     def read(value: Any, where: str) -> Digest:
         try:
@@ -168,6 +179,8 @@ class _Parser:
         if schema != SCHEMA:
             refuse("the schema", f"version {SCHEMA}", schema)
         self._as_of = top.required("as_of", _date)
+        self._version = top.maybe("version", integer(1, MAX_VERSION))
+        self._expires = top.optional("expires", _moment, "")
         self._citations = top.required("sources", self._read_citations)
         self._links = top.required("links", table(self._link, _key))
         self._hub_mirrors = top.entries("hub_mirrors", self._link)
@@ -186,7 +199,7 @@ class _Parser:
         for name, (default, _) in self._names.items():
             if f"{name}@{default}" not in refs:
                 refuse(f"the name {name!r}", "a default that is a release", default)
-        return Catalog(self._releases, self._citations, self._hub_mirrors, self._as_of)
+        return Catalog(self._releases, self._citations, self._hub_mirrors, self._as_of, self._version, self._expires)
 
     def _read_citations(self, value: Any, where: str) -> dict[str, Citation]:
         def read(item: Any, at: str) -> tuple[str, str]:

@@ -325,12 +325,17 @@ class Release:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All releases a publisher offers, in the file's order."""
+    """All releases a publisher offers, in the file's order.
+
+    ``version`` and ``expires`` (2027-01-31T12:00:00Z) count where the file is signed (:mod:`mistral_fetch.trust`).
+    """
 
     releases: tuple[Release, ...]
     citations: dict[str, Citation]
     hub_mirrors: tuple[Link, ...] = ()
     as_of: str = ""
+    version: int | None = None
+    expires: str = ""
 
     def find(self, name: str, version: str | None = None) -> Release:
         """Return a release by name and version; without a version, the name's default.

@@ -82,7 +82,9 @@ class Settings:
     disk_reserve: int = 256 * 1024 * 1024
     """Bytes of free disk a download must leave."""
     catalog: str = ""
-    """Path of another catalog file to use instead of the built-in one."""
+    """Path or address (http or https) of another catalog to use instead of the built-in one."""
+    trust_keys: tuple[str, ...] = ()
+    """PEM files with the public keys that must have signed what is fetched; none for no such demand."""
     python: str = ""
     """The interpreter that has PyTorch; empty to look for one."""
 
@@ -124,7 +126,8 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str] | Non
 
 
 def _flag(name: str) -> str:
-    return "--peer" if name == "peers" else f"--{name.replace('_', '-')}"
+    repeated = {"peers": "--peer", "trust_keys": "--trust-key"}
+    return repeated.get(name, f"--{name.replace('_', '-')}")
 
 
 def _default_home() -> Path:
@@ -296,6 +299,24 @@ def _listed(value: Any) -> tuple[str, ...]:
     return tuple(map(str, value.replace(",", " ").split() if isinstance(value, str) else value))
 
 
+def _to_catalog(value: Any) -> str:
+    text = str(value)
+    if "://" in text and not re.match(r"https?://[^/\s]", text):
+        raise ValueError("expected a path, or an address as https://HOST/catalog.json")
+    return text
+
+
+def _to_trust_keys(value: Any) -> tuple[str, ...]:
+    listed = value.split(os.pathsep) if isinstance(value, str) else [str(path) for path in value]
+    if listed == ["none"]:
+        return ()  # so that a command line can take back what the file says
+    paths = [Path(os.path.expanduser(path)).absolute() for path in listed]  # noqa: PTH111 - as above
+    for path in paths:
+        if not path.is_file():  # asked at once: a key that is gone must not mean that none is demanded
+            raise ValueError(f"expected PEM files with public keys, or none, got {str(path)!r}")
+    return tuple(map(str, paths))
+
+
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "home": _to_home,
     "offline": _to_bool,
@@ -321,6 +342,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "upload_limit": _to_size,
     "hf_cache": _to_bool,
     "disk_reserve": _to_size,
-    "catalog": str,
+    "catalog": _to_catalog,
+    "trust_keys": _to_trust_keys,
     "python": str,
 }

@@ -7,6 +7,7 @@ This module owns the vocabulary of failure; it imports nothing of ours and does 
       NotFoundError                  UnknownModel · NotInCache
       AccessError                    NotAuthorised · GatedRepository
       ManifestError                  MalformedManifest · UnsafePath · UnsupportedFormat · UnsafeTorrent
+      TrustError                     UnsignedManifest · BadSignature · RolledBack · Expired
       IntegrityError                 SizeMismatch · DigestMismatch · PieceMismatch · TorrentMismatch
       AssuranceTooLow
       TransferError                  (is_permanent: asking the same source again cannot help)
@@ -154,6 +155,32 @@ class UnsupportedFormat(ManifestError):
 
 class UnsafeTorrent(ManifestError):
     """A torrent's metadata is malformed, hostile or too large to be honest."""
+
+
+class TrustError(MistralFetchError):
+    """No pinned key vouches for a description of files, or not for this one today."""
+
+    exit_code = ExitCode.BAD_MANIFEST
+
+
+class UnsignedManifest(TrustError):
+    """Keys are pinned, but a manifest, a catalog or a reference comes without a signature."""
+
+
+class BadSignature(TrustError):
+    """A signature is malformed, by another key, or of other bytes."""
+
+
+class RolledBack(TrustError):
+    """A signed document is older than one that was seen before, or another one of the same version."""
+
+    exit_code = ExitCode.ROLLED_BACK
+
+
+class Expired(TrustError):
+    """A signed document's last day is over."""
+
+    exit_code = ExitCode.ROLLED_BACK
 
 
 class IntegrityError(MistralFetchError):

@@ -28,7 +28,7 @@ MAX_DEPTH = 16
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 # The snapshot directory's own files; a model may not bring files of these names.
-RESERVED_NAMES = frozenset({"PROVENANCE.json", "manifest.meta4", ".complete"})
+RESERVED_NAMES = frozenset({"PROVENANCE.json", "manifest.meta4", ".complete", ".signed"})
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,10 @@ class TorrentLink:
 
 @dataclass(frozen=True)
 class FileEntry:
-    """One file. ``size`` is None until a source told it."""
+    """One file. ``size`` is None until a source told it.
+
+    ``is_signed`` says that a trusted key vouches for the sha256; no document can claim that of itself.
+    """
 
     path: str
     size: int | None
@@ -73,6 +76,7 @@ class FileEntry:
     pieces: PieceHashes | None = None
     mirrors: tuple[MirrorUrl, ...] = ()
     torrents: tuple[TorrentLink, ...] = ()
+    is_signed: bool = False
 
     def digest(self, algorithm: str) -> Digest | None:
         """Return the whole-file digest of this algorithm, if one is known."""
@@ -93,6 +97,8 @@ class FileEntry:
     @property
     def assurance(self) -> Assurance:
         """Return what a match of the strongest known whole-file digest proves."""
+        if self.is_signed and self.sha256 is not None:
+            return Assurance.SIGNED
         levels = [digest.assurance for digest in self.digests if digest.assurance is not None]
         return max(levels, default=Assurance.SIZE)
 
@@ -109,6 +115,7 @@ class ModelInfo:
     weight_format: str = ""  # consolidated-pth, consolidated-safetensors, hf-safetensors
     base_model: str = ""
     chat_template: str = ""  # v1, v3, demo; none for a base model; empty where nobody said
+    expires: str = ""  # 2027-01-31T12:00:00Z: after this the manifest is not to be believed any more
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from xml.parsers import expat
 from mistral_fetch.digest import Digest
 from mistral_fetch.errors import MalformedManifest
 from mistral_fetch.manifest import MAX_FILES, FileEntry, Manifest, MirrorUrl, ModelInfo, PieceHashes, TorrentLink
-from mistral_fetch.units import MIB
+from mistral_fetch.units import MIB, parse_utc
 
 METALINK_NAMESPACE = "urn:ietf:params:xml:ns:metalink"
 OUR_NAMESPACE = "urn:x-mistral-fetch:model:1"
@@ -36,7 +36,17 @@ _ATTRIBUTE = str.maketrans({**_IN_TEXT, '"': "&quot;", "\n": "&#10;", "\r": "&#1
 # RFC 5854 takes hash names from the IANA registry; those we can check, and our own names for them.
 _HASH_NAMES = {"sha-256": "sha256", "md5": "md5"}
 _IANA_NAMES = {ours: iana for iana, ours in _HASH_NAMES.items()}
-_INFO_FIELDS = ("name", "version", "licence", "credit", "source_url", "weight_format", "base_model", "chat_template")
+_INFO_FIELDS = (
+    "name",
+    "version",
+    "licence",
+    "credit",
+    "source_url",
+    "weight_format",
+    "base_model",
+    "chat_template",
+    "expires",
+)
 
 
 def serialise_metalink(manifest: Manifest) -> bytes:
@@ -251,6 +261,8 @@ def _info_attributes(attributes: dict[str, str]) -> dict[str, str]:
         if len(value) > MAX_TEXT or any(unicodedata.category(character) == "Cc" for character in value):
             raise ValueError(f"expected one line of plain text as {name}, got {value[:80]!r}")
         info[name] = value
+    if info["expires"]:
+        parse_utc(info["expires"])
     return info
 
 

@@ -78,7 +78,7 @@ class ManifestRef:
     @property
     def key(self) -> str:
         """Return the URL without credentials and with its query hashed, or the absolute path."""
-        return _location_key(self.location)
+        return location_key(self.location)
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class TorrentRef:
     @property
     def key(self) -> str:
         """Return the URL without credentials and with its query hashed, or the absolute path."""
-        return _location_key(self.location)
+        return location_key(self.location)
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class DirectoryRef:
     @property
     def key(self) -> str:
         """Return the absolute path."""
-        return _location_key(self.path)
+        return location_key(self.path)
 
 
 Ref = CatalogRef | HubRef | ManifestRef | TorrentRef | MagnetRef | DirectoryRef
@@ -298,7 +298,8 @@ def _magnet_key(text: str) -> str | None:
     return None
 
 
-def _location_key(location: str) -> str:
+def location_key(location: str) -> str:
+    """Return the URL without credentials and with its query hashed, or the absolute path: fit to be kept and shown."""
     if "://" not in location:
         # Two directories may each hold a model.meta4; only the absolute path tells them apart.
         # pathlib keeps ".." and fails on an unknown ~user; a key needs neither.

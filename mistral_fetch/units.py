@@ -1,4 +1,4 @@
-"""Bytes, rates and durations, to and from text: the only place that knows 1024.
+"""Bytes, rates, durations and moments, to and from text: the only place that knows 1024.
 
 Sizes are printed in decimal units (GB) as disks and networks count; GiB is shown beside them where a
 publisher's figure is binary.
@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import math
 import re
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datetime import datetime
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -88,3 +92,16 @@ def parse_size(text: str) -> int:
         raise ValueError(f"bits or bytes? {text!r} means bits to networks; write bytes as MB/s")
     scale: int = 10 ** len(fraction)
     return int(whole + fraction) * factor // scale  # exact, where a float is not
+
+
+def parse_utc(text: str) -> datetime:
+    """Return the moment written as ``2027-01-31T12:00:00Z`` (RFC 3339, UTC, whole seconds).
+
+    Raises:
+        ValueError: It is written otherwise, or there is no such day.
+    """
+    from datetime import datetime  # only what carries a date pays for it
+
+    if not re.fullmatch(r"\d{4}-\d{2}-\d{2}T\d{2}:\d{2}:\d{2}Z", text, re.ASCII):
+        raise ValueError(f"expected a moment as 2027-01-31T12:00:00Z, got {text[:40]!r}")
+    return datetime.fromisoformat(f"{text[:-1]}+00:00")

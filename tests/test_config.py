@@ -32,6 +32,7 @@ def test_every_setting_has_a_parser_and_an_origin(tmp_path: Path) -> None:
     for field in dataclasses.fields(Settings):
         value = getattr(loaded.values, field.name)
         given: Any = ",".join(value) or "h:1" if isinstance(value, tuple) else value
+        given = "none" if field.name == "trust_keys" else given
         given = value.label if isinstance(value, Assurance) else given
         again = load_settings({}, {"HOME": str(tmp_path), f"MISTRAL_FETCH_{field.name.upper()}": str(given)})
         assert type(getattr(again.values, field.name)) is type(value)

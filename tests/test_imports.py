@@ -46,7 +46,7 @@ ALLOWED = (
     Allowed("transfer.*", "store.*"),
     Allowed("transfer.torrents", "bittorrent.*", "opens torrents for the swarm source"),
     Allowed("publish.*", "bittorrent.*", "builds torrents with the reader's own vocabulary"),
-    Allowed("publish.build", "store.durable", "fsync and rename are written once"),
+    Allowed("publish.*", "store.durable", "fsync and rename are written once"),
     Allowed("cli.*", "transfer.*"),
     Allowed("cli.*", "publish.*"),
     Allowed("cli.*", "launch.*"),
@@ -66,6 +66,7 @@ OWNERS = {
     "libtorrent": {"mistral_fetch.bittorrent.*"},
     "rich": {"mistral_fetch.cli.render"},
     "typer": {"mistral_fetch.cli.*"},
+    "model_signing": {"mistral_fetch.signatures"},
     "platformdirs": {"mistral_fetch.config"},
     "tomli": {"mistral_fetch.config"},  # tomllib before Python 3.11
     "torch": {

@@ -18,6 +18,7 @@ from mistral_fetch.errors import ExitCode
 from mistral_fetch.publish.build import publish
 
 HEAVY = ("torch", "numpy", "libtorrent", "httpx", "httpcore", "rich", "pydantic", "asyncio", "http", "ssl")
+HEAVY += ("model_signing", "cryptography", "sigstore")
 RUNS = 5
 # Processor time, since a busy machine's wall time says nothing. The program itself needs about a quarter of this on
 # the machine in the README; the rest is room for slow ones.

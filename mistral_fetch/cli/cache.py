@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 
 
 _VERIFY_EXIT_CODES = (
-    "Exit codes: 0 all right, 2 usage, 3 nothing to verify, 20 bad manifest, 32 a file is wrong, 33 no digest."
+    "Exit codes: 0 all right, 2 usage, 3 nothing to verify, 20 bad manifest or signature, 32 a file is wrong,"
+    " 33 no digest."
 )
 
 
@@ -47,10 +48,11 @@ def register(app: typer.Typer) -> None:
     command(
         app,
         "verify",
+        trust=True,
         epilog=_VERIFY_EXIT_CODES,
     )(verify)
     command(app, "path", epilog="Exit codes: 0 ok, 2 usage, 3 not complete in the cache.")(path)
-    command(app, "list", epilog="Exit codes: 0 ok, 2 usage.")(list_models)
+    command(app, "list", trust=True, epilog="Exit codes: 0 ok, 2 usage.")(list_models)
     command(app, "rm", epilog="Exit codes: 0 ok, 2 usage, 3 not found, 9 disk, 11 in use by a pull.")(remove)
 
 
@@ -70,10 +72,10 @@ def verify(
     started = time.monotonic()
     try:
         with front.reporter() as report:
-            checked = [
-                (item.name, item.directory, _check(item, report, stop.check))
-                for item in _to_verify(front, refs, manifest)
-            ]
+            items = _to_verify(front, refs, manifest)
+            # First, for it takes no time: bytes that match what nobody signed are no comfort.
+            signers = {item.directory: _check_signature(front, item) for item in items}
+            checked = [(item.name, item.directory, _check(item, report, stop.check)) for item in items]
     finally:
         undo()
     seconds = time.monotonic() - started
@@ -87,6 +89,7 @@ def verify(
             {
                 "ref": name,
                 "directory": str(directory),
+                "signed_by": signers[directory],
                 "files": [
                     {
                         "path": verdict.path,
@@ -109,6 +112,7 @@ def verify(
     else:
         files = count(sum(len(verdicts) for _, _, verdicts in checked), "file")
         lines.append(f"{files}, {format_size(total)}: every byte is right ({format_duration(seconds)})")
+    lines += [f"{name}: signed by {signers[where]}" for name, where, _ in checked if signers[where]]
     front.result(fields, "\n".join(lines))
     return int(ExitCode.INTEGRITY if bad else ExitCode.OK)
 
@@ -164,6 +168,23 @@ def _check(item: _ToVerify, report: Any, check_stop: Any) -> list[Any]:
         _keep_learnt(item.directory, manifest, verdicts)
         return verdicts
     return verify_directory(item.directory, item.manifest, report, check_stop)
+
+
+def _check_signature(front: FrontEnd, item: _ToVerify) -> str | None:
+    """Check the signature of a model of the cache if keys are pinned, and return which key made it.
+
+    Keys of the command line must have signed it; those of the settings are asked only where there is a signature.
+    """
+    if not front.settings.trust_keys or item.manifest is not None:
+        return None
+    from mistral_fetch.store.snapshots import load_manifest, load_provenance
+    from mistral_fetch.transfer.authenticity import check_papers, pinned_keys
+
+    papers = load_provenance(item.directory)
+    if "signature" not in papers and front.origins["trust_keys"] != "flag":
+        return None
+    signed = check_papers(item.directory, papers, load_manifest(item.directory), pinned_keys(front.settings), item.name)
+    return f"sha256:{signed.fingerprint}"
 
 
 def _keep_learnt(directory: Path, manifest: Any, verdicts: list[Any]) -> None:

@@ -54,6 +54,7 @@ _FLAGS = (
     "connections",
     "proxy",
     "ca_bundle",
+    "catalog",
 )
 _SHARED_DEFAULTS: dict[str, Any] = {
     "json": False,
@@ -63,7 +64,18 @@ _SHARED_DEFAULTS: dict[str, Any] = {
     "offline": None,
     "home": None,
 }
+_TRUST = {
+    "trust_keys": Annotated[
+        list[str] | None,
+        typer.Option(
+            "--trust-key",
+            help="A public key (PEM) that must have signed it; may be repeated. none: no key, whatever is configured.",
+            metavar="FILE",
+        ),
+    ],
+}
 _TRANSFER = {
+    **_TRUST,
     "via": Annotated[
         Via | None,
         typer.Option(
@@ -128,6 +140,10 @@ _TRANSFER = {
             metavar="DIR",
         ),
     ],
+    "catalog": Annotated[
+        str | None,
+        typer.Option("--catalog", help="Another catalog, by path or address (default: built in).", metavar="CATALOG"),
+    ],
     "lock_timeout": Annotated[
         float | None,
         typer.Option("--lock-timeout", help="How long to wait for another process (default: 600).", metavar="SECONDS"),
@@ -177,12 +193,18 @@ class FrontEnd:
 
 
 def command(
-    app: typer.Typer, name: str, *, transfer: bool = False, epilog: str = "", hidden: bool = False
+    app: typer.Typer,
+    name: str,
+    *,
+    transfer: bool = False,
+    trust: bool = False,
+    epilog: str = "",
+    hidden: bool = False,
 ) -> Callable[[Callable[..., int | None]], Callable[..., None]]:
     """Register a function as a command; its first parameter is a :class:`FrontEnd`, its result an exit code."""
 
     def decorate(function: Callable[..., int | None]) -> Callable[..., None]:
-        extra = {**(_TRANSFER if transfer else {}), **SHARED_OPTIONS}
+        extra = {**(_TRANSFER if transfer else _TRUST if trust else {}), **SHARED_OPTIONS}
 
         def run(**given: Any) -> None:
             common = {option: given.pop(option) for option in extra}
@@ -274,6 +296,7 @@ def _front_end(common: dict[str, Any]) -> FrontEnd:
     flags = {name: common.get(name) for name in _FLAGS}
     flags["via"] = common["via"].value if common.get("via") else None
     flags["peers"] = common.get("peers") or None
+    flags["trust_keys"] = common.get("trust_keys") or None
     flags["listen"] = common.get("listen") or None
     loaded = load_settings(flags)
     no_color = bool(common["no_color"]) or bool(os.environ.get("NO_COLOR"))

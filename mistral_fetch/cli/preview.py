@@ -24,15 +24,15 @@ def _plan(front: FrontEnd, text: str, *, refresh: bool) -> Preview:
     from mistral_fetch.sources.base import StopSignal
     from mistral_fetch.store.layout import Layout
     from mistral_fetch.transfer.channels import Job
-    from mistral_fetch.transfer.local import ref_key
     from mistral_fetch.transfer.preview import preview
+    from mistral_fetch.transfer.pull import name_today
 
     ref, stop = parse_ref(text), StopSignal()
     undo = stop_on_signals(stop.set)
     try:
         with front.reporter() as report:
-            key = ref_key(ref, front.settings)
-            job = Job(key, Layout(front.settings.home), front.settings, report, stop, front.adopt_from)
+            key, catalog = name_today(ref, front.settings, report, stop, keeps=False)
+            job = Job(key, Layout(front.settings.home), front.settings, report, stop, front.adopt_from, catalog)
             return preview(ref, job, refresh=refresh)
     finally:
         undo()

@@ -5,13 +5,17 @@ from __future__ import annotations
 import errno
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from mistral_fetch.cli.options import FrontEnd, command
 from mistral_fetch.errors import UsageError
-from mistral_fetch.units import format_size
+from mistral_fetch.units import format_size, parse_utc
+
+if TYPE_CHECKING:
+    from mistral_fetch.publish.build import Publication
+    from mistral_fetch.signatures import SigningKey
 
 
 def register(app: typer.Typer) -> None:
@@ -37,6 +41,12 @@ def publish(
     chat_template: Annotated[
         str, typer.Option("--chat-template", metavar="NAME", help="v1, v3 or demo; none for a base model.")
     ] = "",
+    sign: Annotated[
+        Path | None, typer.Option("--sign", metavar="KEY", help="Sign with this elliptic-curve private key (PEM).")
+    ] = None,
+    expires: Annotated[
+        str, typer.Option("--expires", metavar="DATE", help="Last day (UTC) of the manifest, such as 2027-01-31.")
+    ] = "",
 ) -> int:
     """Read a directory of weights once and write its manifest, torrents and checksums."""
     from mistral_fetch.cli.render import count
@@ -52,7 +62,9 @@ def publish(
         credit=credit,
         source_url=source_url,
         chat_template=chat_template,
+        expires=_moment(expires),
     )
+    key = _ready_key(sign)
     with front.reporter() as report:
         made = publish_directory(
             directory, out, name=name, mirrors=mirror or [], trackers=tracker or [], info=info, report=report
@@ -78,8 +90,42 @@ def publish(
     ]
     if not mirror:
         text.append(f"Serve {out} with the files in {out / made.name} (copied or linked), or give their --mirror")
+    if key is not None:
+        fields |= _sign(made, key, text)
     front.result(fields, "\n".join(text))
     return 0
+
+
+def _ready_key(path: Path | None) -> SigningKey | None:
+    if path is None:
+        return None
+    from mistral_fetch.publish.sign import signing_key
+
+    return signing_key(path)
+
+
+def _sign(made: Publication, key: SigningKey, text: list[str]) -> dict[str, str]:
+    from mistral_fetch.publish.sign import sign_publication
+
+    over_manifest, over_files = sign_publication(made.manifest, made.manifest_path, made.name, key)
+    text.append(f"  {over_manifest} (for mistral-fetch pull --trust-key)")
+    text.append(f"  {over_files} (for model_signing verify key)")
+    return {"signature": str(over_manifest), "files_signature": str(over_files)}
+
+
+def _moment(expires: str) -> str:
+    """Return a date as its last second, or the moment itself, as manifests have it."""
+    text = f"{expires}T23:59:59Z" if re.fullmatch(r"\d{4}-\d{2}-\d{2}", expires, re.ASCII) else expires
+    try:
+        if text:
+            parse_utc(text)
+    except ValueError as error:
+        raise UsageError(
+            f"--expires cannot be {expires!r}",
+            detail=f"expected a date as 2027-01-31, or a moment as 2027-01-31T12:00:00Z, got: {error}",
+            hint="mistral-fetch publish --help explains the options",
+        ) from error
+    return text
 
 
 def _check_names(*paths: Path) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from mistral_fetch.cli.options import FrontEnd, command
+from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals
 from mistral_fetch.errors import NotInCache, UsageError
 from mistral_fetch.ref import CatalogRef, parse_ref
 from mistral_fetch.units import format_size_both
@@ -14,7 +14,7 @@ from mistral_fetch.units import format_size_both
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    command(app, "show", epilog="Exit codes: 0 ok, 2 usage, 3 not found.")(show)
+    command(app, "show", trust=True, epilog="Exit codes: 0 ok, 2 usage, 3 not found.")(show)
 
 
 def show(
@@ -51,9 +51,17 @@ def list_catalog(front: FrontEnd) -> int:
     """Print what can be fetched."""
     from mistral_fetch.catalog_show import catalog_rows
     from mistral_fetch.cli.render import table
-    from mistral_fetch.transfer.local import settings_catalog
+    from mistral_fetch.sources.base import StopSignal
+    from mistral_fetch.transfer.catalogs import current_catalog
 
-    headings, rows, fields = catalog_rows(settings_catalog(front.settings))
+    stop = StopSignal()
+    undo = stop_on_signals(stop.set)
+    try:
+        with front.reporter() as report:
+            catalog = current_catalog(front.settings, report, stop).catalog
+    finally:
+        undo()
+    headings, rows, fields = catalog_rows(catalog)
     front.result(fields, table(headings, rows))
     return 0
 
@@ -85,6 +93,8 @@ def _held_text(held: list[dict[str, Any]]) -> str:
     lines = ["In this cache"]
     for model in held:
         lines.append(f"  {model['directory']} (by {model['channel']})")
+        if isinstance(signature := model.get("signature"), dict):
+            lines.append(f"    signed by: {signature.get('key')}, the {signature.get('kind')}")
         for key in ("name", "version", "licence", "credit", "source_url"):
             lines += [f"    {key.replace('_', ' ')}: {model[key]}"] if model.get(key) else []
         for file in model.get("files", []):

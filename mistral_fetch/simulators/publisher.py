@@ -16,6 +16,8 @@ from mistral_fetch.digest import Digest
 from mistral_fetch.manifest import FileEntry, Manifest, MirrorUrl, ModelInfo, PieceHashes
 from mistral_fetch.metalink import serialise_metalink
 from mistral_fetch.publish.build import Publication, publish
+from mistral_fetch.publish.sign import sign_publication
+from mistral_fetch.signatures import SigningKey, sign_document
 from mistral_fetch.simulators.mirror import MirrorSimulator
 from mistral_fetch.units import KIB
 
@@ -56,23 +58,33 @@ class PublisherSimulator:
             entries.append(FileEntry(path, len(data), digests, pieces, mirrors))
         return Manifest(tuple(entries), self.info)
 
-    def publish(self, directory: Path, mirrors: Sequence[str] = ()) -> Publication:
-        """Write the files to ``directory/name`` and everything a downloader needs beside them."""
+    def publish(self, directory: Path, mirrors: Sequence[str] = (), *, key: Path | None = None) -> Publication:
+        """Write the files to ``directory/name`` and everything a downloader needs beside them, signed with a key."""
         for path, data in self.files.items():
             target = directory / self.name / path
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(data)
-        return publish(directory / self.name, directory, name=self.name, mirrors=mirrors, info=self.info)
+        made = publish(directory / self.name, directory, name=self.name, mirrors=mirrors, info=self.info)
+        if key is not None:
+            sign_publication(made.manifest, made.manifest_path, made.name, SigningKey(key))
+        return made
 
-    def serve(self, manifest: Manifest | None = None, **options: float) -> MirrorSimulator:
+    def sign(self, document: bytes, key: Path) -> bytes:
+        """Return the signature that belongs beside a document; ``key`` is a PEM file with a private key."""
+        return sign_document(document, f"{self.name}.meta4", SigningKey(key))
+
+    def serve(self, manifest: Manifest | None = None, *, key: Path | None = None, **options: float) -> MirrorSimulator:
         """Return a mirror of the files with ``name.meta4`` beside them, to be used in a ``with`` statement.
 
         Args:
             manifest: What ``name.meta4`` says; the truth by default.
+            key: A PEM file with the private key that signs the manifest; None for no signature.
             options: Passed on to :class:`MirrorSimulator`.
         """
         served = {f"{self.name}/{path}": data for path, data in self.files.items()}
-        served[f"{self.name}.meta4"] = serialise_metalink(manifest or self.manifest())
+        document = served[f"{self.name}.meta4"] = serialise_metalink(manifest or self.manifest())
+        if key is not None:
+            served[f"{self.name}.meta4.sig"] = self.sign(document, key)
         return MirrorSimulator(served, **options)  # type: ignore[arg-type]
 
 

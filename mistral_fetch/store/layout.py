@@ -8,6 +8,7 @@
   refs/<quoted ref>/<channel>   which snapshot a name stands for
   locks/<quoted ref>            who is working on it
   mirrors.json                  how fast, how reliable and how honest mirrors were; nothing depends on it
+  trust/<quoted address>/       which signed catalogs were seen there, and a copy of the last one from a server
   derived/<recipe>/             converted weights (made by the runtime, never by the fetcher)
 """
 
@@ -71,6 +72,10 @@ class Layout:
     def mirror_scores(self) -> Path:
         """Return the file with what was learnt about mirrors."""
         return self.home / "mirrors.json"
+
+    def trust(self, address: str) -> Path:
+        """Return the directory that remembers what catalogs were accepted from an address."""
+        return self.home / "trust" / quote_name(address)
 
     def lock(self, key: str) -> Path:
         """Return the lock file of a ref."""

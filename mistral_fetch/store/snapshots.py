@@ -16,20 +16,24 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from mistral_fetch.digest import Assurance
+from mistral_fetch.digest import Assurance, Digest
 from mistral_fetch.errors import IntegrityError, ManifestError, StoreError
 from mistral_fetch.manifest import Manifest, PieceHashes
-from mistral_fetch.metalink import parse_metalink, serialise_metalink
+from mistral_fetch.metalink import MAX_METALINK_BYTES, parse_metalink, serialise_metalink
 from mistral_fetch.store.blobs import find_blob
 from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.durable import disk_errors, fsync_directory, make_directory, write_durably
 from mistral_fetch.store.layout import Layout, unquote_name
 
+if TYPE_CHECKING:
+    from mistral_fetch.trust import Signed
+
 MANIFEST_NAME = "manifest.meta4"
 PROVENANCE_NAME = "PROVENANCE.json"
 COMPLETE_NAME = ".complete"
+SIGNED_NAME = ".signed"
 FROM_CACHE = "this cache"
 _LICENCE_TEXTS = {"Apache-2.0": "Apache-2.0.txt"}
 
@@ -92,8 +96,49 @@ def load_provenance(directory: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
-def write_snapshot(layout: Layout, manifest: Manifest, provenance: Mapping[str, Any]) -> Path:
+def load_signed(directory: Path, provenance: Mapping[str, Any]) -> Signed | None:
+    """Return the signed document that a snapshot's papers name, not checked again; None where there is none.
+
+    Raises:
+        StoreError: They name one that is not there, or is another.
+    """
+    record = provenance.get("signature")
+    if record is None:
+        return None
+    from mistral_fetch.signatures import MAX_BUNDLE_BYTES
+    from mistral_fetch.trust import Signed
+
+    try:
+        kind, key, document = (str(record[name]) for name in ("kind", "key", "document"))
+        path = directory / SIGNED_NAME / Digest.parse(document).value
+        signed = Signed(
+            kind,
+            _read_at_most(path, MAX_METALINK_BYTES),
+            _read_at_most(path.with_name(f"{path.name}.sig"), MAX_BUNDLE_BYTES),
+            Digest.parse(key).value,
+        )
+    except (OSError, TypeError, KeyError, ValueError) as error:
+        raise _broken(directory, f"expected the signed document that {PROVENANCE_NAME} names, got: {error}") from error
+    if f"sha256:{signed.sha256}" != document:
+        raise _broken(directory, f"expected the signed document {document}, got sha256:{signed.sha256}")
+    return signed
+
+
+def _read_at_most(path: Path, limit_bytes: int) -> bytes:
+    with path.open("rb") as file:
+        return file.read(limit_bytes + 1)
+
+
+def write_snapshot(
+    layout: Layout, manifest: Manifest, provenance: Mapping[str, Any], signed: Signed | None = None
+) -> Path:
     """Lay a fully pinned manifest out as a directory, all of whose blobs are in the store.
+
+    Args:
+        layout: The cache.
+        manifest: What to lay out.
+        provenance: Where it came from, and what vouches for it.
+        signed: The signed document that the provenance speaks of.
 
     Raises:
         StoreError: A blob is missing, or the disk refused.
@@ -103,13 +148,13 @@ def write_snapshot(layout: Layout, manifest: Manifest, provenance: Mapping[str, 
     existing = find_snapshot(layout, content_digest)
     if existing is not None:
         _renew_manifest(existing, manifest)
-        _renew_provenance(existing, provenance)
+        _renew_provenance(existing, provenance, signed)
         return existing
     draft = layout.snapshots / f".{content_digest[:16]}-{secrets.token_hex(6)}.tmp"
     with disk_errors("laying out the model", draft):
         make_directory(layout.snapshots)
         try:
-            _fill(layout, manifest, provenance, draft, final)
+            _fill(layout, manifest, provenance, signed, draft, final)
             _move_into_place(layout, draft, final)
         except BaseException as error:
             shutil.rmtree(draft, ignore_errors=True)
@@ -151,7 +196,7 @@ def _renew_manifest(directory: Path, manifest: Manifest) -> None:
             write_durably(directory / COMPLETE_NAME, _completion(manifest, data))
 
 
-def _renew_provenance(directory: Path, provenance: Mapping[str, Any]) -> None:
+def _renew_provenance(directory: Path, provenance: Mapping[str, Any], signed: Signed | None) -> None:
     """Let newer papers (licence, credit, prompt format) replace older ones, unless they prove less."""
     try:
         old = {str(file["path"]): file for file in load_provenance(directory)["files"]}
@@ -165,7 +210,21 @@ def _renew_provenance(directory: Path, provenance: Mapping[str, Any]) -> None:
         files.append({**file, "sources": before} if is_from_cache else file)
     if min((Assurance.parse(file["assurance"]) for file in files), default=Assurance.SIZE) >= weakest:
         with disk_errors("recording where the model comes from", directory):
+            _write_signed(directory, signed)  # before the papers that name it, and under a name of its own
             write_durably(directory / PROVENANCE_NAME, _json_bytes({**provenance, "files": files}))
+            _remove_other_signed(directory, signed)
+
+
+def _write_signed(directory: Path, signed: Signed | None) -> None:
+    if signed is not None:
+        write_durably(directory / SIGNED_NAME / signed.sha256, signed.document)
+        write_durably(directory / SIGNED_NAME / f"{signed.sha256}.sig", signed.bundle)
+
+
+def _remove_other_signed(directory: Path, signed: Signed | None) -> None:
+    for path in directory.glob(f"{SIGNED_NAME}/*"):
+        if signed is None or path.name not in {signed.sha256, f"{signed.sha256}.sig"}:
+            path.unlink(missing_ok=True)
 
 
 def _move_into_place(layout: Layout, draft: Path, final: Path) -> None:
@@ -184,7 +243,14 @@ def find_drafts(layout: Layout, content_digest: str) -> list[Path]:
     return sorted(layout.snapshots.glob(f".{content_digest[:16]}-*.tmp"))
 
 
-def _fill(layout: Layout, manifest: Manifest, provenance: Mapping[str, Any], draft: Path, final: Path) -> None:
+def _fill(
+    layout: Layout,
+    manifest: Manifest,
+    provenance: Mapping[str, Any],
+    signed: Signed | None,
+    draft: Path,
+    final: Path,
+) -> None:
     draft.mkdir()
     for entry in manifest.files:
         blob = find_blob(layout, entry.sha256 or "", entry.size or 0)
@@ -199,6 +265,7 @@ def _fill(layout: Layout, manifest: Manifest, provenance: Mapping[str, Any], dra
         write_durably(draft / "LICENSE", text)
     data = serialise_metalink(manifest)
     write_durably(draft / MANIFEST_NAME, data)
+    _write_signed(draft, signed)
     write_durably(draft / PROVENANCE_NAME, _json_bytes(provenance))
     for directory in {draft, *(path.parent for path in draft.rglob("*"))}:
         fsync_directory(directory)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mistral_fetch.config import Settings
 from mistral_fetch.errors import (
@@ -21,6 +22,9 @@ from mistral_fetch.sources.base import Source, StopSignal
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.transfer.offer import Candidate, Offer
 
+if TYPE_CHECKING:
+    from mistral_fetch.transfer.catalogs import CatalogInForce
+
 
 @dataclass(frozen=True)
 class Job:
@@ -33,6 +37,8 @@ class Job:
     stop: StopSignal
     adopt_from: Sequence[Path] = ()
     """Directories whose files are adopted rather than downloaded, where they are the promised ones."""
+    catalog: CatalogInForce | None = None
+    """The catalog that the name was looked up in, where it was fetched for this."""
 
 
 @dataclass(frozen=True)

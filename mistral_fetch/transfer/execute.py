@@ -131,7 +131,7 @@ def _publish(layout: Layout, offer: Offer, ref_key: str, work: Sequence[Work], l
     described = describe_provenance(manifest, offer, ref_key, delivered, ledger.sources)
     # That the bytes are the same again proves no more than was proved of them when they came.
     provenance = described if offer.papers is None else renew_papers(offer.papers, described)
-    directory = write_snapshot(layout, manifest, provenance)
+    directory = write_snapshot(layout, manifest, provenance, offer.signed)
     content_digest = manifest.content_digest().value
     write_ref(layout, RefRecord(ref_key, offer.channel, content_digest, int(time.time())))
     reached("ref-written")

@@ -6,9 +6,9 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from mistral_fetch.catalog import Catalog, load_catalog, parse_catalog
+from mistral_fetch.catalog import Catalog, load_catalog
 from mistral_fetch.config import Settings
-from mistral_fetch.errors import ConfigError, NotFoundError, NotInCache, UsageError
+from mistral_fetch.errors import NotFoundError, NotInCache, UsageError
 from mistral_fetch.ref import CatalogRef, DirectoryRef, ManifestRef, Ref, TorrentRef, parse_ref
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.snapshots import RefRecord, find_refs, find_snapshot
@@ -25,26 +25,28 @@ class LocalModel:
 
 
 def settings_catalog(settings: Settings) -> Catalog:
-    """Return the built-in catalog, or the one the settings name.
+    """Return the built-in catalog, or the one the settings name; of one on a server the copy that is here.
 
     Raises:
         ConfigError: The named file cannot be read.
+        NotInCache: The catalog on the server was not fetched yet.
         MalformedManifest: It is not a catalog.
+        TrustError: No pinned key vouches for it.
     """
     if not settings.catalog:
         return load_catalog()
-    try:
-        return parse_catalog(Path(settings.catalog).expanduser().read_bytes())
-    except (OSError, RuntimeError, ValueError) as error:
-        raise ConfigError(
-            f"the catalog {settings.catalog} cannot be read",
-            detail=f"expected a readable file, got: {getattr(error, 'strerror', None) or error}",
-            hint="correct MISTRAL_FETCH_CATALOG, or unset it to use the built-in catalog",
-        ) from error
+    from mistral_fetch.transfer.catalogs import kept_catalog
+
+    return kept_catalog(settings).catalog
 
 
-def ref_key(ref: Ref, settings: Settings) -> str:
+def ref_key(ref: Ref, settings: Settings, catalog: Catalog | None = None) -> str:
     """Return the name a reference has in this cache: resolved names with their version, files by content.
+
+    Args:
+        ref: What was typed.
+        settings: Which catalog names are looked up in.
+        catalog: That catalog, where it was just fetched.
 
     Raises:
         UnknownModel: The catalog has no such name.
@@ -52,7 +54,7 @@ def ref_key(ref: Ref, settings: Settings) -> str:
         UsageError: A directory was named where a model is fetched.
     """
     if isinstance(ref, CatalogRef):
-        return settings_catalog(settings).find(ref.name, ref.version).ref
+        return (catalog or settings_catalog(settings)).find(ref.name, ref.version).ref
     if isinstance(ref, ManifestRef | TorrentRef) and not ref.is_url:
         # The file may be replaced by another under the same name, so the name alone does not tell.
         data = read_local_file(ref.location)

@@ -11,6 +11,7 @@ from typing import Any
 from mistral_fetch.errors import AssuranceTooLow
 from mistral_fetch.manifest import FileEntry, Manifest
 from mistral_fetch.sources.base import Source
+from mistral_fetch.trust import Signed
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,8 @@ class Offer:
     address. ``sources``
     are opened one after the other, each only when the one before has failed. ``scratch`` returns the directories
     of the opened sources' own state, removed with the partials once the model is complete. ``papers`` is what
-    ``PROVENANCE.json`` says already, where a snapshot is repaired: repairing proves nothing new.
+    ``PROVENANCE.json`` says already, where a snapshot is repaired: repairing proves nothing new. ``signed`` is the
+    document that a pinned key vouches for.
     """
 
     channel: str
@@ -30,6 +32,7 @@ class Offer:
     sources: tuple[Callable[[], Source], ...]
     scratch: Callable[[], Sequence[Path]] = tuple
     papers: Mapping[str, Any] | None = None
+    signed: Signed | None = None
 
 
 @dataclass(frozen=True)

@@ -51,10 +51,11 @@ def check_assurance(files: tuple[FileEntry, ...], source_proves: Assurance, floo
     for entry in files:
         reached = max(entry.assurance, source_proves)
         if reached < floor:
+            pin = "pin its publisher's key with --trust-key FILE" if floor is Assurance.SIGNED else ""
             raise AssuranceTooLow(
                 f"nothing strong enough vouches for {entry.path}",
                 detail=f"expected at least {floor.label}, got {reached.label}",
-                hint=f"choose another channel with --via, or accept it with --min-assurance {reached.label}",
+                hint=f"{pin or 'choose another channel with --via'}, or accept it with --min-assurance {reached.label}",
             )
 
 

@@ -38,7 +38,7 @@ from mistral_fetch.transfer.adoption import Adopter
 from mistral_fetch.transfer.channels import Job, no_channel, refused_offline
 from mistral_fetch.transfer.offer import Offer, names_content, partial_key
 from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, plan_transfer
-from mistral_fetch.transfer.pull import already_here, is_described_here
+from mistral_fetch.transfer.pull import already_here, is_described_here, refuse_unsigned_kinds
 from mistral_fetch.transfer.resolve import Resolver
 from mistral_fetch.transfer.shelves import open_shelves
 
@@ -95,13 +95,14 @@ def preview(ref: Ref, job: Job, *, refresh: bool = False) -> Preview:
     Raises:
         MistralFetchError: The pull would end in it, too, before anything is known to plan with.
     """
+    refuse_unsigned_kinds(ref, job.settings)
     if not refresh and (here := already_here(job.layout, job.key, job.settings)):
         return Preview(job.key, here.channel, here.directory)
     if job.settings.offline and not (job.adopt_from and is_described_here(ref)):
         raise refused_offline(job.key, job.settings)
     with _elsewhere(job.layout) as scratch:
-        may_adopt = bool(job.adopt_from)
-        with Resolver(scratch, job.settings, job.report, job.stop, may_adopt=may_adopt) as resolver:
+        may, catalog = bool(job.adopt_from), job.catalog
+        with Resolver(scratch, job.settings, job.report, job.stop, may_adopt=may, catalog=catalog) as resolver:
             return _first_that_can(job, ref, resolver)
 
 

@@ -15,6 +15,7 @@ from mistral_fetch.sources.urls import public_url
 from mistral_fetch.store.partial_notes import CommittedBlob
 from mistral_fetch.store.snapshots import FROM_CACHE
 from mistral_fetch.transfer.offer import Offer
+from mistral_fetch.trust import Signed
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def describe_provenance(
         "source_url": public_url(info.source_url),
         "weight_format": info.weight_format,
         **_chat_template(info.chat_template),
+        **_signature(offer.signed),
         "content_digest": str(manifest.content_digest()),
         "tool": f"mistral-fetch {__version__}",
         "files": files,
@@ -111,6 +113,14 @@ def renew_papers(papers: Mapping[str, Any], described: Mapping[str, Any]) -> dic
         senders = [*file["sources"], *(name for name in new[file["path"]]["sources"] if name != FROM_CACHE)]
         files.append({**file, "sources": list(dict.fromkeys(senders)), "verified_at": new[file["path"]]["verified_at"]})
     return {**papers, "files": files}
+
+
+def _signature(signed: Signed | None) -> dict[str, Any]:
+    """Return who vouches for the model, and by which document, a copy of which is kept in ``.signed``."""
+    if signed is None:
+        return {}
+    record = {"kind": signed.kind, "key": f"sha256:{signed.fingerprint}", "document": f"sha256:{signed.sha256}"}
+    return {"signature": record}
 
 
 def _chat_template(known: str) -> dict[str, str | None]:

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from mistral_fetch.config import Settings
-from mistral_fetch.errors import NotInCache, StoreError, UsageError
+from mistral_fetch.digest import Assurance
+from mistral_fetch.errors import NotInCache, StoreError, TrustError, UsageError
 from mistral_fetch.events import BytesReceived, Event, Notice, Report
 from mistral_fetch.manifest import FileEntry, Manifest
 from mistral_fetch.ref import DirectoryRef, Ref, parse_ref
@@ -21,13 +22,15 @@ from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.store.durable import disk_errors
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
-from mistral_fetch.store.snapshots import PROVENANCE_NAME, RefRecord, load_provenance
+from mistral_fetch.store.snapshots import PROVENANCE_NAME, RefRecord, load_provenance, load_signed
 from mistral_fetch.store.verify import FileVerdict, verify_snapshot
+from mistral_fetch.transfer.authenticity import check_papers, pinned_keys
 from mistral_fetch.transfer.channels import Job, refused_offline, try_candidates
 from mistral_fetch.transfer.local import acceptable_refs, local_key
 from mistral_fetch.transfer.offer import Candidate, Offer
 from mistral_fetch.transfer.pull import is_described_here
 from mistral_fetch.transfer.resolve import Resolver
+from mistral_fetch.trust import with_signed
 
 
 @dataclass(frozen=True)
@@ -120,6 +123,7 @@ def _readable_papers(directory: Path, manifest: Manifest | None) -> Mapping[str,
     try:
         papers = load_provenance(directory)
         told = {str(file["path"]): [file["assurance"], *file["sources"], *file["promised"]] for file in papers["files"]}
+        load_signed(directory, papers)
     except (StoreError, KeyError, TypeError):
         return None
     return papers if manifest is not None and set(told) == {entry.path for entry in manifest.files} else None
@@ -146,17 +150,28 @@ def _drop_wrong_links(layout: Layout, damage: Damage) -> None:
 
 def _candidates(text: str, damage: Damage, job: Job, resolver: Resolver) -> list[Candidate]:
     ref = _ref_of(text)
-    own = _own_offer(damage, resolver)
+    own = _own_offer(damage, resolver, job.settings)
     candidates = []
     if own is not None:
         candidates.append(Candidate(damage.record.channel, lambda: own))
     if ref is not None and (not job.settings.offline or is_described_here(ref)):
-        usual = [_steered(candidate, damage, own, job.report) for candidate in resolver.candidates(ref)]
+        usual = [_steered(candidate, damage, own, job.report) for candidate in _today(ref, own, job, resolver)]
         # A manifest that names no source of its own would only fail before those of the ref are asked.
         candidates = [*(candidates if own and own.sources else []), *usual]
     if not candidates:
         raise refused_offline(damage.key, job.settings) if job.settings.offline else _no_way(damage)
     return candidates
+
+
+def _today(ref: Ref, own: Offer | None, job: Job, resolver: Resolver) -> Sequence[Candidate]:
+    """Return what a reference leads to today; a catalog that nobody may believe any more is no reason to stop."""
+    try:
+        return resolver.candidates(ref)
+    except (TrustError, NotInCache) as error:
+        if own is None or not own.sources:
+            raise
+        job.report(Notice(f"{error.what}; only the sources of the model's own manifest are asked"))
+        return []
 
 
 def _ref_of(text: str) -> Ref | None:
@@ -168,14 +183,23 @@ def _ref_of(text: str) -> Ref | None:
     return None if isinstance(ref, DirectoryRef) else ref
 
 
-def _own_offer(damage: Damage, resolver: Resolver) -> Offer | None:
-    """Return the snapshot's own manifest as an offer; without its papers nobody could say what vouched for it."""
+def _own_offer(damage: Damage, resolver: Resolver, settings: Settings) -> Offer | None:
+    """Return the snapshot's own manifest as an offer; without its papers nobody could say what vouched for it.
+
+    Raises:
+        BadSignature: The papers have a signature, but no pinned key made it.
+    """
     if damage.manifest is None or damage.papers is None:
         return None
     sources = resolver.manifest_sources(damage.manifest)
     identity = str(damage.papers.get("identity", ""))
     scratch = resolver.state_directories
-    return Offer(damage.record.channel, identity, damage.manifest, sources, scratch, damage.papers)
+    signed, manifest = load_signed(damage.directory, damage.papers), damage.manifest
+    if signed is not None and settings.trust_keys:
+        check_papers(damage.directory, damage.papers, manifest, pinned_keys(settings), damage.key)
+        proved = {file["path"] for file in damage.papers["files"] if file.get("assurance") == Assurance.SIGNED.label}
+        manifest = with_signed(manifest, lambda entry: entry.path in proved)
+    return Offer(damage.record.channel, identity, manifest, sources, scratch, damage.papers, signed)
 
 
 def _steered(candidate: Candidate, damage: Damage, own: Offer | None, report: Report) -> Candidate:

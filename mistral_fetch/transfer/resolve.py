@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from urllib.parse import urlsplit
 
-from mistral_fetch.catalog_values import Channel, HubChannel, TorrentChannel
+from mistral_fetch.catalog_values import ArchiveChannel, Channel, HubChannel, TorrentChannel
 from mistral_fetch.config import Settings
 from mistral_fetch.digest import Digest
 from mistral_fetch.errors import AccessError, TransferError, UnknownModel, UnsupportedFormat, UsageError
@@ -20,7 +20,7 @@ from mistral_fetch.ref import CatalogRef, HubRef, MagnetRef, ManifestRef, Ref, T
 from mistral_fetch.sources.base import Source, StopSignal
 from mistral_fetch.sources.failover import mirror_urls, scheme_of
 from mistral_fetch.sources.http import HttpSource, Politeness
-from mistral_fetch.sources.http_client import HttpClient, HttpSettings
+from mistral_fetch.sources.http_client import HttpClient
 from mistral_fetch.sources.hub import HubClient, hub_endpoint, hub_manifest, with_hub_token
 from mistral_fetch.sources.limit import RateLimit
 from mistral_fetch.sources.local import LocalSource
@@ -30,10 +30,21 @@ from mistral_fetch.sources.urls import HTTP_SCHEMES, host_of
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.partials import MAX_PIECE_LENGTH, MIN_PIECE_LENGTH
 from mistral_fetch.transfer.archives import archive_candidate
-from mistral_fetch.transfer.local import read_local_file, settings_catalog
+from mistral_fetch.transfer.authenticity import (
+    authenticate_document,
+    fetch_signature,
+    now_utc,
+    pinned_keys,
+    read_signature,
+)
+from mistral_fetch.transfer.catalogs import CatalogInForce, kept_catalog
+from mistral_fetch.transfer.local import read_local_file
 from mistral_fetch.transfer.mirror_scores import load_scores, save_scores
+from mistral_fetch.transfer.network import http_settings
 from mistral_fetch.transfer.offer import Candidate, Offer
 from mistral_fetch.transfer.torrents import TorrentResolver
+from mistral_fetch.trust import MANIFEST, Signed, check_expiry, with_signed
+from mistral_fetch.units import parse_utc
 
 
 class Resolver:
@@ -45,26 +56,26 @@ class Resolver:
         report: Told what is worth a line.
         stop: Asked while the network is waited for.
         may_adopt: The bytes may come from this machine, so that a manifest need not name any source.
+        catalog: Where names are looked up, if it was just fetched.
     """
 
     def __init__(
-        self, layout: Layout, settings: Settings, report: Report, stop: StopSignal, *, may_adopt: bool = False
+        self,
+        layout: Layout,
+        settings: Settings,
+        report: Report,
+        stop: StopSignal,
+        *,
+        may_adopt: bool = False,
+        catalog: CatalogInForce | None = None,
     ) -> None:
         self._settings = settings
         self._report = report
         self._stop = stop
         self._may_adopt = may_adopt
-        self._http = HttpClient(
-            with_hub_token(
-                HttpSettings(
-                    connect_timeout_seconds=settings.connect_timeout,
-                    read_timeout_seconds=settings.read_timeout,
-                    is_offline=settings.offline,
-                    proxy=settings.proxy,
-                    ca_bundle=settings.ca_bundle,
-                )
-            )
-        )
+        self._catalog = catalog
+        self._keys = pinned_keys(settings)
+        self._http = HttpClient(with_hub_token(http_settings(settings)))
         self._layout = layout
         self._scores = load_scores(layout)
         self._politeness = Politeness(settings.connections, RateLimit(settings.limit or None))
@@ -110,14 +121,15 @@ class Resolver:
             )
 
     def _catalog_candidates(self, ref: CatalogRef) -> Sequence[Candidate]:
-        release = settings_catalog(self._settings).find(ref.name, ref.version)
+        catalog = self._catalog or kept_catalog(self._settings)
+        release = catalog.catalog.find(ref.name, ref.version)
         kinds = {"auto": ("hub", "torrent", "archive"), "http": ("hub", "archive"), "torrent": ("torrent",)}
         allowed = kinds[self._settings.via]
         channels = [channel for kind in allowed for channel in release.channels if channel.kind == kind]
         if not channels:
             offered = ", ".join(channel.kind for channel in release.channels)
             self._refuse_via(self._settings.via, f"{release.ref} is offered by: {offered}")
-        return [self._candidate(channel) for channel in channels]
+        return [_vouched_for(self._candidate(channel), channel, catalog) for channel in channels]
 
     def _candidate(self, channel: Channel) -> Candidate:
         if isinstance(channel, HubChannel):
@@ -168,7 +180,8 @@ class Resolver:
             data, base = self._http.get_bytes(ref.location, MAX_METALINK_BYTES, stop=self._stop), ref.location
         else:
             data, base = read_local_file(ref.location), Path(ref.location).expanduser().absolute().as_uri()
-        manifest = self._with_sizes(parse_metalink(data, base))
+        signed = self._authenticate(ref, data)
+        manifest = self._with_sizes(self._judge(parse_metalink(data, base), signed, ref))
         sources = self.manifest_sources(manifest)
         if not sources and not self._may_adopt:
             raise UsageError(
@@ -179,7 +192,26 @@ class Resolver:
         name = manifest.info.name or Path(urlsplit(ref.location).path).name.removesuffix(".meta4")
         manifest = replace(manifest, info=replace(manifest.info, name=name))
         scratch = self.state_directories
-        return Offer("manifest", f"manifest-{hashlib.sha256(data).hexdigest()[:32]}", manifest, sources, scratch)
+        identity = f"manifest-{hashlib.sha256(data).hexdigest()[:32]}"
+        return Offer("manifest", identity, manifest, sources, scratch, signed=signed)
+
+    def _authenticate(self, ref: ManifestRef, data: bytes) -> Signed | None:
+        """Return the manifest as a pinned key's word, or None where no key is pinned. Nothing in it was read yet."""
+        if not self._keys:
+            return None
+        if ref.is_url:
+            bundle = fetch_signature(self._http, ref.location, self._stop)
+        else:
+            bundle = read_signature(Path(ref.location).expanduser())
+        return authenticate_document(MANIFEST, data, bundle, self._keys, ref.key)
+
+    def _judge(self, manifest: Manifest, signed: Signed | None, ref: ManifestRef) -> Manifest:
+        if signed is not None:
+            check_expiry(manifest.info.expires, now_utc(), MANIFEST, ref.key)
+            return with_signed(manifest)
+        if manifest.info.expires and now_utc() >= parse_utc(manifest.info.expires):
+            self._report(Notice(f"the manifest says that it expired at {manifest.info.expires}; no key is pinned"))
+        return manifest
 
     def _with_sizes(self, manifest: Manifest) -> Manifest:
         """Ask the mirrors for sizes that the manifest leaves out (RFC 5854 makes them optional)."""
@@ -241,6 +273,21 @@ class Resolver:
 def _proves_pieces(entry: FileEntry) -> bool:
     is_usable = entry.pieces is not None and MIN_PIECE_LENGTH <= entry.pieces.length <= MAX_PIECE_LENGTH
     return entry.sha256 is not None and (is_usable or not entry.size)
+
+
+def _vouched_for(candidate: Candidate, channel: Channel, catalog: CatalogInForce) -> Candidate:
+    """Return the candidate with the files marked whose sha256 stands in a signed catalog."""
+    if catalog.signed is None:
+        return candidate
+
+    def open_offer() -> Offer:
+        offer = candidate.open()
+        files = () if isinstance(channel, ArchiveChannel) else channel.files
+        pinned = {pin.path: pin.entry().sha256 for pin in files}
+        manifest = with_signed(offer.manifest, lambda entry: pinned.get(entry.path) == entry.sha256)
+        return replace(offer, manifest=manifest, signed=catalog.signed)
+
+    return replace(candidate, open=open_offer)
 
 
 def _is_http(mirror: MirrorUrl) -> bool:
