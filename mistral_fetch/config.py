@@ -75,6 +75,10 @@ class Settings:
     """Message stream encryption with peers: allow, require or off."""
     listen: tuple[str, ...] = ()
     """Where peers may connect to us, ``HOST:PORT`` or ``HOST:PORT-PORT``; empty for any free port everywhere."""
+    share: bool = False
+    """Give verified pieces to other peers while fetching, as the nodes of a fleet do."""
+    share_time: float = 300.0
+    """Seconds to go on giving after a download is complete, for as long as a connected peer is not."""
     upload_limit: int = 0
     """The most bytes per second to send to peers of a torrent; 0 for no limit."""
     hf_cache: bool = True
@@ -339,6 +343,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "trackers": _to_bool,
     "encryption": _to_encryption,
     "listen": _to_listen,
+    "share": _to_bool,
+    "share_time": _to_seconds,
     "upload_limit": _to_size,
     "hf_cache": _to_bool,
     "disk_reserve": _to_size,

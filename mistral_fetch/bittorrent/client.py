@@ -48,6 +48,15 @@ REMOVE_TIMEOUT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
+class ConnectedPeer:
+    """A peer; its address can be connected to by others if we did so ourselves."""
+
+    endpoint: Endpoint
+    has_all: bool
+    is_known_address: bool
+
+
+@dataclass(frozen=True)
 class DownloadStatus:
     """Where a torrent stands.
 
@@ -61,6 +70,7 @@ class DownloadStatus:
     verified_bytes: Mapping[int, int]
     peers: tuple[str, ...]
     failed_bytes: int
+    downloaded_bytes: int
     uploaded_bytes: int
 
 
@@ -134,8 +144,9 @@ class Download:
             is_finished=status.state in {states.finished, states.seeding},
             file_bytes={index: blocks[index] for index in self._data_paths if index < len(blocks)},
             verified_bytes={index: pieces[index] for index in self._data_paths if index < len(pieces)},
-            peers=tuple(self._connected()),
+            peers=tuple(format_peer(peer.endpoint) for peer in self.connected()),
             failed_bytes=status.total_failed_bytes,
+            downloaded_bytes=status.total_payload_download,
             uploaded_bytes=status.total_payload_upload,
         )
 
@@ -143,6 +154,30 @@ class Download:
         """Return which pieces are there and match."""
         have = self._running_handle.status(lt.status_flags_t.query_pieces).pieces
         return [piece for piece, is_there in enumerate(have) if is_there]
+
+    def availability(self) -> Sequence[int]:
+        """Return how many connected peers have each piece; empty while none is connected."""
+        return self._running_handle.piece_availability()
+
+    def received_bytes(self) -> dict[int, int]:
+        """Return how much has come of each piece that is being fetched."""
+        received: dict[int, int] = {}
+        for piece in self._running_handle.get_download_queue():
+            received[piece["piece_index"]] = sum(block["bytes_progress"] for block in piece["blocks"])
+        return received
+
+    def connected(self) -> list[ConnectedPeer]:
+        """Return the peers that are connected now."""
+        peer_info = lt.peer_info
+        return [
+            ConnectedPeer(
+                (str(peer.ip[0]), int(peer.ip[1])),
+                has_all=bool(peer.flags & peer_info.seed),
+                is_known_address=bool(peer.flags & peer_info.local_connection),
+            )
+            for peer in self._running_handle.get_peer_info()
+            if not peer.flags & _NOT_YET_CONNECTED
+        ]
 
     def connect(self, peers: Iterable[Endpoint]) -> None:
         """Ask for connections to these peers, now."""
@@ -219,6 +254,11 @@ class Download:
         self._running_session.set_ip_filter(rules)
 
     @property
+    def is_open(self) -> bool:
+        """Return whether it was started and not closed."""
+        return self._handle is not None
+
+    @property
     def looks_around(self) -> bool:
         """Return whether peers are looked for beyond the named ones."""
         return self._settings.looks_around(self._metainfo.trackers)
@@ -246,7 +286,7 @@ class Download:
     def _parameters(self) -> lt.add_torrent_params:
         parameters = load_parameters(self._metainfo)
         parameters.save_path = str(self._state_directory)
-        parameters.flags = _FLAGS if self.looks_around else _FLAGS | _ALONE
+        parameters.flags = _FLAGS if self.looks_around else _FLAGS | (_ALONE & ~_NO_PEX)
         if not self._settings.uploads:
             # In order, so that the whole file is hashed while it comes. Who gives nothing back leaves the swarm's
             # stock of rare pieces as it is, in whatever order it takes them.
@@ -275,11 +315,6 @@ class Download:
 
     def _web_seeds(self) -> list[str]:
         return list(self._metainfo.web_seeds) if self._settings.use_web_seeds else []
-
-    def _connected(self) -> list[str]:
-        return [
-            format_peer(peer.ip) for peer in self._running_handle.get_peer_info() if not peer.flags & _NOT_YET_CONNECTED
-        ]
 
     def _stop_and_flush(self) -> PieceRecord | None:
         """Stop the transfer, have everything written, and return what is there; None while it is being checked."""

@@ -81,7 +81,10 @@ class Conduct:
         self.check_stop()
         self.endpoints = resolve_peers(self.settings.peers, looks_up=not self.settings.proxy)
         self.remarks.begin(self.metainfo)
-        self.download.start(self.endpoints)
+        self.download.start(self._first_peers())
+
+    def _first_peers(self) -> list[Endpoint]:
+        return self.endpoints
 
     def _handle(self, alerts: list[Alert]) -> None:
         for alert in alerts:

@@ -77,17 +77,6 @@ class PieceDownload(Download):
         """Ask for the bytes of a piece that passed; they come as :class:`~.alerts.PieceRead`."""
         self._running_handle.read_piece(piece)
 
-    def availability(self) -> Sequence[int]:
-        """Return how many connected peers have each piece; empty while none is connected."""
-        return self._running_handle.piece_availability()
-
-    def received_bytes(self) -> dict[int, int]:
-        """Return how much has come of each piece that is being fetched."""
-        received: dict[int, int] = {}
-        for piece in self._running_handle.get_download_queue():
-            received[piece["piece_index"]] = sum(block["bytes_progress"] for block in piece["blocks"])
-        return received
-
     def give_back(self, piece: int) -> None:
         """Free the disk that a piece takes, where the file system can."""
         start = piece * self._metainfo.piece_length
@@ -102,6 +91,8 @@ class HandOver(Conduct):
     """One run that ends when ``taker`` wants no more."""
 
     taker: Taker = field(kw_only=True)
+    stays_connected: bool = field(default=True, kw_only=True)
+    """Whether seeds are wanted at hand even while there is nothing to ask of them."""
     download: PieceDownload
     reading: set[int] = field(default_factory=set)
     passed: set[int] = field(default_factory=set)
@@ -150,7 +141,7 @@ class HandOver(Conduct):
 
     def _anchor(self) -> set[int]:
         """Return something to want while nobody is connected: seeds hang up on whoever seems to have all it wants."""
-        if self.peer_count:
+        if self.peer_count or not self.stays_connected:
             return set()
         pieces = (index for index in reversed(range(self.metainfo.piece_count)) if index not in self.passed)
         return set(itertools.islice((index for index in pieces if self._is_ours(index)), 1))

@@ -78,6 +78,27 @@ class SwarmSettings:
         return bool(self.dht or self.lsd or self.usable_trackers(trackers))
 
 
+def for_seeds(settings: SwarmSettings) -> SwarmSettings:
+    """Return what the session of a node asks that meets whole seeds only: named peers, and whom those name.
+
+    It gives nothing, and listens only so that seeds tell others of this node. Each session gets half of a limit.
+    """
+    limit = settings.download_limit_bytes_per_second
+    return replace(
+        settings,
+        uploads=False,
+        use_trackers=False,
+        use_web_seeds=False,
+        dht=False,
+        lsd=False,
+        pex=not settings.proxy,
+        incoming=True,
+        # One address: with two, each has a port of its own, and libtorrent may tell the wrong one.
+        listen_interfaces="0.0.0.0:0",
+        download_limit_bytes_per_second=limit // 2 if limit else None,
+    )
+
+
 def find_peers_hint(settings: SwarmSettings) -> str:
     """Return what to type when nobody was found."""
     look = "" if settings.dht else "look in the public DHT with --dht, "

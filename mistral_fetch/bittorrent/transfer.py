@@ -56,6 +56,10 @@ class Transfer(Conduct):
             raise
         finally:
             self.read_back.close()
+        self._settle()
+
+    def _settle(self) -> None:
+        """Make what was received durable, and end."""
         self.download.stop()
         self._tell_uploads()
 

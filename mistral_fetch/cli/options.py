@@ -48,6 +48,7 @@ _FLAGS = (
     "min_assurance",
     "dht",
     "lsd",
+    "share",
     "encryption",
     "lock_timeout",
     "limit",
@@ -105,6 +106,10 @@ _TRANSFER = {
     "listen": Annotated[
         list[str] | None,
         typer.Option("--listen", help="Where peers may connect to us; may be repeated.", metavar="HOST:PORT[-PORT]"),
+    ],
+    "share": Annotated[
+        bool | None,
+        typer.Option("--share/--no-share", help="Give pieces to other peers while fetching (default: --no-share)."),
     ],
     "encryption": Annotated[
         str | None,

@@ -6,24 +6,29 @@ Owns which torrent, into which partials, and what is kept between processes; the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from mistral_fetch.bittorrent.client import Download
+from mistral_fetch.bittorrent.hand_over import HandOver, PieceDownload
 from mistral_fetch.bittorrent.magnet import Magnet
 from mistral_fetch.bittorrent.metadata import ask_for_metadata, check_is_named_by
 from mistral_fetch.bittorrent.metainfo import Metainfo, parse_metainfo
+from mistral_fetch.bittorrent.node import NodeTransfer
 from mistral_fetch.bittorrent.peers import resolve_peers
 from mistral_fetch.bittorrent.readback import ReadBack
-from mistral_fetch.bittorrent.settings import SwarmSettings
+from mistral_fetch.bittorrent.seed_feed import SeedFeed
+from mistral_fetch.bittorrent.settings import SwarmSettings, for_seeds
+from mistral_fetch.bittorrent.shared import SharedDownload
 from mistral_fetch.bittorrent.transfer import Transfer
 from mistral_fetch.digest import Assurance
 from mistral_fetch.errors import ManifestError, TorrentMismatch
 from mistral_fetch.events import Notice, Report, SourceConnected
 from mistral_fetch.sources.base import StopSignal, Target
 from mistral_fetch.sources.swarm_record import SpanRecorder
-from mistral_fetch.store.durable import disk_errors, write_durably
+from mistral_fetch.store.durable import disk_errors, make_directory, make_sparse, write_durably
 
 METADATA_NAME = "metadata.torrent"
 
@@ -42,6 +47,7 @@ class SwarmSource:
         self._torrent = torrent
         self._settings = settings
         self._state_directory = state_directory.absolute()
+        self._sharing: NodeTransfer | None = None
         self.label = f"torrent {torrent.info_hash[:8]}…"
         # A magnet proves as much as the hash it names, whatever further hashes the metadata brings along:
         # whoever can make another torrent with the same SHA-1 chooses those, too.
@@ -81,27 +87,59 @@ class SwarmSource:
         for target in by_index.values():
             target.partial.prepare()
         data_paths = {index: target.partial.data_path.absolute() for index, target in by_index.items()}
-        download = Download(metainfo, data_paths, self._state_directory, self._settings)
         recorder = SpanRecorder({index: target.partial for index, target in by_index.items()}, self.label)
-        paths = {index: target.entry.path for index, target in by_index.items()}
-        try:
+        shares = self._settings.uploads
+        download, begin = (
+            self._node(metainfo, data_paths, report, stop) if shares else self._leech(metainfo, data_paths)
+        )
+        transfer = begin(
+            download,
+            metainfo,
+            {index: target.entry.path for index, target in by_index.items()},
+            self._settings,
+            self.label,
+            report,
+            stop.check,
+            read_back=ReadBack(metainfo, data_paths, recorder.proved),
+            on_change=recorder.forget,
             # A file with a sha256 of its own is proved by the store; the others only the torrent can prove.
-            proves = any(target.entry.sha256 is None for target in targets)
-            Transfer(
-                download,
-                metainfo,
-                paths,
-                self._settings,
-                self.label,
-                report,
-                stop.check,
-                read_back=ReadBack(metainfo, data_paths, recorder.proved),
-                on_change=recorder.forget,
-                proves_files=proves,
-            ).run()
+            proves_files=any(target.entry.sha256 is None for target in targets),
+        )
+        try:
+            transfer.run()
             recorder.flush()
+            self._sharing = transfer if isinstance(transfer, NodeTransfer) else None
         finally:
-            download.close()
+            if self._sharing is None:
+                download.close()
+
+    def linger(self, most_seconds: float, stop: StopSignal) -> None:
+        """Go on giving after a fetch that shares, for as long as somebody lacks something, within limits."""
+        node, self._sharing = self._sharing, None
+        if node is not None:
+            node.linger(most_seconds, stop.is_set)
+
+    def _leech(self, metainfo: Metainfo, data_paths: Mapping[int, Path]) -> tuple[Download, Callable[..., Transfer]]:
+        return Download(metainfo, data_paths, self._state_directory, self._settings), Transfer
+
+    def _node(
+        self, metainfo: Metainfo, data_paths: Mapping[int, Path], report: Report, stop: StopSignal
+    ) -> tuple[Download, Callable[..., Transfer]]:
+        """Return the download that shares, and how its run begins: with a session of its own for whole seeds."""
+        staging, settings = self._state_directory / "staged", for_seeds(self._settings)
+        shared = SharedDownload(metainfo, data_paths, self._state_directory, self._settings)
+        feed = SeedFeed(shared, metainfo, data_paths)
+        sizes = {file.index: file.size for file in metainfo.files if file.index in data_paths}
+
+        def open_seeds() -> HandOver:
+            download = PieceDownload(metainfo, stage(staging, sizes), staging, settings)
+            paths = {file.index: file.path for file in metainfo.files if file.index in data_paths}
+            label = f"seeds of {self.label}"
+            return HandOver(
+                download, metainfo, paths, settings, label, report, stop.check, taker=feed, stays_connected=False
+            )
+
+        return shared, partial(NodeTransfer, feed=feed, open_seeds=open_seeds)
 
     def _kept_metadata(self, magnet: Magnet) -> Metainfo | None:
         try:
@@ -130,6 +168,20 @@ def fetch_metadata(magnet: Magnet, settings: SwarmSettings, stop: StopSignal, re
             report(SourceConnected(label, count))
 
     return ask_for_metadata(magnet, settings, peers, on_peers, stop.check)
+
+
+def stage(staging: Path, sizes: Mapping[int, int]) -> dict[int, Path]:
+    """Return empty files of these sizes, by the same keys, for pieces that are handed on at once.
+
+    Raises:
+        StoreError: The disk refused.
+    """
+    paths = {index: staging / str(index) for index in sizes}
+    with disk_errors("making room for a swarm's pieces", staging):
+        make_directory(staging)
+        for index, path in paths.items():
+            make_sparse(path, sizes[index])
+    return paths
 
 
 def match_targets(metainfo: Metainfo, targets: Sequence[Target], label: str) -> dict[int, Target]:

@@ -18,9 +18,8 @@ from mistral_fetch.errors import NoPeers
 from mistral_fetch.events import Report
 from mistral_fetch.sources.base import StopSignal, Target
 from mistral_fetch.sources.pieces import PieceAsker, PieceKey
-from mistral_fetch.sources.swarm import match_targets
+from mistral_fetch.sources.swarm import match_targets, stage
 from mistral_fetch.spans import Span
-from mistral_fetch.store.durable import disk_errors, make_directory, make_sparse
 
 
 class SwarmPieces:
@@ -59,10 +58,10 @@ class SwarmPieces:
         by_index = match_targets(metainfo, targets, self.label)
         numbers = {target.entry.path: number for number, target in enumerate(targets)}
         staging = self._state_directory(metainfo) / "staged"
-        download = PieceDownload(metainfo, _stage(staging, by_index), staging, self._settings)
-        translator = PieceTranslator(
-            metainfo, {numbers[target.entry.path]: (index, target) for index, target in by_index.items()}, asker
-        )
+        sizes = {index: target.partial.grid.size for index, target in by_index.items()}
+        download = PieceDownload(metainfo, stage(staging, sizes), staging, self._settings)
+        files = {numbers[target.entry.path]: (index, target) for index, target in by_index.items()}
+        translator = PieceTranslator(metainfo, files, asker)
         paths = {index: target.entry.path for index, target in by_index.items()}
         if not self._settings.peers and not download.has_places_to_ask:
             raise nowhere_to_ask(self.label, self._settings)
@@ -80,15 +79,6 @@ def nowhere_to_ask(label: str, settings: SwarmSettings) -> NoPeers:
         detail="expected a tracker, a named peer or a way to look for peers, got none",
         hint=find_peers_hint(settings),
     )
-
-
-def _stage(staging: Path, by_index: Mapping[int, Target]) -> dict[int, Path]:
-    paths = {index: staging / str(index) for index in by_index}
-    with disk_errors("making room for a swarm's pieces", staging):
-        make_directory(staging)
-        for index, target in by_index.items():
-            make_sparse(paths[index], target.partial.grid.size)
-    return paths
 
 
 @dataclass

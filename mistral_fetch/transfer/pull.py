@@ -160,4 +160,6 @@ def _fetch(ref: Ref, job: Job) -> PullResult:
 
     may_adopt = bool(job.adopt_from)
     with Resolver(job.layout, job.settings, job.report, job.stop, may_adopt=may_adopt, catalog=job.catalog) as resolver:
-        return try_candidates(job, resolver.candidates(ref))
+        result = try_candidates(job, resolver.candidates(ref))
+        resolver.linger()
+        return result

@@ -250,19 +250,23 @@ class Resolver:
 
         Where both can be used and every piece can be proved, they are one source: see ``docs/decisions/0007``.
         """
-        via = self._settings.via
+        via, shares = self._settings.via, self._settings.share
         has_mirrors = via != "torrent" and all(any(map(_is_http, entry.mirrors)) for entry in manifest.files)
-        is_mixed = via == "auto" and has_mirrors and all(map(_proves_pieces, manifest.files))
-        sources: list[Callable[[], Source]] = []
-        if via != "torrent" and all(mirror_urls(entry, {"file"}) for entry in manifest.files):
-            sources.append(LocalSource)
+        is_mixed = via == "auto" and not shares and has_mirrors and all(map(_proves_pieces, manifest.files))
+        local = via != "torrent" and all(mirror_urls(entry, {"file"}) for entry in manifest.files)
+        torrents = [] if via == "http" or is_mixed else self._torrents.sources_of(manifest)
+        mirrors: list[Callable[[], Source]] = []
         if is_mixed:
-            sources.append(lambda: self._http_source(self._torrents.givers_of(manifest)))
+            mirrors = [lambda: self._http_source(self._torrents.givers_of(manifest))]
         elif has_mirrors:
-            sources.append(self._http_source)
-        if via != "http" and not is_mixed:
-            sources.extend(self._torrents.sources_of(manifest))
-        return tuple(sources)
+            mirrors = [self._http_source]
+        # What comes from mirrors cannot be given on, so a node of a fleet asks the others first.
+        ordered = [*torrents, *mirrors] if shares else [*mirrors, *torrents]
+        return tuple([LocalSource, *ordered] if local else ordered)
+
+    def linger(self) -> None:
+        """Go on giving what came from torrents to peers that lack it, if that was asked for."""
+        self._torrents.linger()
 
     def _http_source(self, givers: Sequence[PieceGiver] = ()) -> Source:
         return HttpSource(

@@ -36,6 +36,8 @@ class TorrentResolver:
         self._report = report
         self._stop = stop
         self._state_directories: list[Path] = []
+        self._sources: list[SwarmSource] = []
+        self._share_seconds = settings.share_time
         self._swarm = SwarmSettings(
             peers=settings.peers,
             use_trackers=settings.trackers,
@@ -46,7 +48,8 @@ class TorrentResolver:
             encryption=settings.encryption,
             proxy=settings.proxy,
             listen_interfaces=listen_interfaces(settings.listen),
-            incoming=True if settings.listen else None,
+            incoming=True if settings.listen or settings.share else None,
+            uploads=settings.share,
             download_limit_bytes_per_second=settings.limit or None,
             upload_limit_bytes_per_second=settings.upload_limit or None,
             no_peers_timeout_seconds=settings.peer_timeout,
@@ -97,6 +100,11 @@ class TorrentResolver:
     def _linked_source(self, url: str) -> Source:
         return self._source(self._load_link(url))
 
+    def linger(self) -> None:
+        """Go on giving what was fetched from torrents to peers that lack it, if that was asked for; within limits."""
+        for source in self._sources:
+            source.linger(self._share_seconds, self._stop)
+
     def state_directories(self) -> list[Path]:
         """Return the state directories of the torrents opened so far."""
         return list(self._state_directories)
@@ -112,7 +120,9 @@ class TorrentResolver:
         return parse_metainfo(data)
 
     def _source(self, torrent: Metainfo | Magnet) -> SwarmSource:
-        return SwarmSource(torrent, self._swarm, self._state_of(torrent))
+        source = SwarmSource(torrent, self._swarm, self._state_of(torrent))
+        self._sources.append(source)
+        return source
 
     def _state_of(self, torrent: Metainfo | Magnet) -> Path:
         state = self._layout.partial(f"torrent-{torrent.info_hash}")
