@@ -81,7 +81,9 @@ class Seeder:
         self._session.remove_torrent(self._handle)
 
 
-def seeding_parameters(metainfo: Metainfo, places: Mapping[str, Path], settings: SwarmSettings) -> lt.add_torrent_params:
+def seeding_parameters(
+    metainfo: Metainfo, places: Mapping[str, Path], settings: SwarmSettings
+) -> lt.add_torrent_params:
     """Return what libtorrent is told of a torrent that is only ever given away.
 
     Args:

@@ -7,6 +7,7 @@ Owns libtorrent's session of ``seed``. Whether to go on with what is right, and 
 from __future__ import annotations
 
 import errno
+import ipaddress
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ _ALERT_MASK = (
     | _CATEGORIES.storage_notification
     | _CATEGORIES.tracker_notification
 )
+_EVERYBODY = (ipaddress.ip_network("0.0.0.0/0"), ipaddress.ip_network("::/0"))
 _REMOVE_TIMEOUT_SECONDS = 10.0
 _CHECKING = {
     lt.torrent_status.states.checking_files,
@@ -158,7 +160,7 @@ class Station:
         self._offered.append(_Offered(metainfo, places, handle))
 
     def recheck(self) -> None:
-        """Take every torrent out, files closed, and check it again from the first piece; peers come back by themselves."""
+        """Take every torrent out, files closed, and check it from the first piece; peers come back by themselves."""
         for offered in self._offered:
             offered.uploaded_before += int(offered.handle.status().total_payload_upload)
             self._session.remove_torrent(offered.handle)
@@ -203,14 +205,14 @@ class Station:
         )
 
     def _limit_everybody(self, bytes_per_second: int) -> None:
-        """Bind every peer: a session's own limit leaves out the local network, a torrent's would count twice for two."""
+        """Bind every peer: a session's own limit leaves out the local network, a torrent's counts once for each."""
         limited = self._session.create_peer_class("limited")
         description = self._session.get_peer_class(limited)
         description["upload_limit"] = bytes_per_second
         self._session.set_peer_class(limited, description)
         everybody = lt.ip_filter()
-        everybody.add_rule("0.0.0.0", "255.255.255.255", 1 << limited)
-        everybody.add_rule("::", "ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 1 << limited)
+        for network in _EVERYBODY:
+            everybody.add_rule(str(network[0]), str(network[-1]), 1 << limited)
         self._session.set_peer_class_filter(everybody)
 
     def _try_to_listen(self, host: str, port: int) -> list[ListenFailed]:

@@ -30,9 +30,7 @@ class PublishedFiles:
     @classmethod
     def of(cls, out: Path, name: str) -> PublishedFiles:
         """Return the places of the publication called ``name`` in ``out``."""
-        return cls(
-            out / f"{name}.meta4", out / f"{name}.torrent", out / f"{name}.v1.torrent", out / CHECKSUMS_NAME
-        )
+        return cls(out / f"{name}.meta4", out / f"{name}.torrent", out / f"{name}.v1.torrent", out / CHECKSUMS_NAME)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@
   locks/<quoted ref>            who is working on it
   mirrors.json                  how fast, how reliable and how honest mirrors were; nothing depends on it
   derived/<recipe>/             converted weights (made by the runtime, never by the fetcher)
+  derived/publication-<digest>/ torrents, manifest and checksums that `seed` and `mirror` made of a model
 """
 
 from __future__ import annotations
@@ -71,6 +72,10 @@ class Layout:
     def mirror_scores(self) -> Path:
         """Return the file with what was learnt about mirrors."""
         return self.home / "mirrors.json"
+
+    def publication(self, key: str) -> Path:
+        """Return where the torrents and the manifest made of a model lie, for ``seed`` and ``mirror``."""
+        return self.home / "derived" / quote_name(f"publication-{key}")
 
     def lock(self, key: str) -> Path:
         """Return the lock file of a ref."""
