@@ -71,6 +71,7 @@ def seed(
     status_listen: StatusListen = None,
 ) -> int:
     """Check every piece of a model, then give it away to torrent peers until told to stop."""
+    from mistral_fetch.publish.listen import check_free
     from mistral_fetch.publish.metrics import Metrics
     from mistral_fetch.publish.notify import Supervisor
     from mistral_fetch.publish.seed import Seeding, magnet_of
@@ -83,6 +84,7 @@ def seed(
     metrics, supervisor = Metrics("seed", model=model.name), Supervisor()
     with ExitStack() as stack:
         stack.callback(stop_on_signals(stop.set))
+        check_free(options.listen)
         status_url = stack.enter_context(serving(status_listen, metrics))
         report = stack.enter_context(front.reporter())
         torrents, places, kept = _torrents(front, model, torrent or [], out, trackers, report, supervisor, stop)

@@ -76,6 +76,15 @@ def open_listener(address: ListenAddress) -> socket.socket:
     )
 
 
+def check_free(address: ListenAddress) -> None:
+    """Fail now rather than after the model was hashed for nothing.
+
+    Raises:
+        ListenRefused: No port can be had.
+    """
+    open_listener(address).close()
+
+
 def show_address(host: str, port: int) -> str:
     """Return ``host:port``, with brackets around IPv6."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -77,10 +77,14 @@ class Metrics:
         with self._lock:
             self.uploaded["torrent"], self.peers = uploaded_bytes, peers
 
-    def add_answer(self, status: int, body_bytes: int) -> None:
+    def add_answer(self, status: int) -> None:
         """Count one answer of a mirror."""
         with self._lock:
             self.requests[str(status)] += 1
+
+    def add_sent(self, body_bytes: int) -> None:
+        """Count bytes of a mirror's answers."""
+        with self._lock:
             self.uploaded["http"] += body_bytes
 
     def add_failure(self, kind: str, count: int = 1) -> None:
