@@ -9,7 +9,7 @@ import typer
 from typer.core import TyperGroup
 
 from mistral_fetch import __version__
-from mistral_fetch.cli import cache, demo, doctor, fetch, mirror, publish, repair, seed, show
+from mistral_fetch.cli import cache, demo, doctor, fetch, mirror, mirror_check, publish, repair, seed, show
 from mistral_fetch.cli.options import show_error
 from mistral_fetch.cli.terminal import open_missing_streams, write_err
 from mistral_fetch.errors import ExitCode, UsageError
@@ -58,7 +58,7 @@ def root(
     """Download, verify, keep, share and run open-weight models, Mistral 7B first."""
 
 
-for group in (fetch, cache, repair, show, publish, seed, mirror, doctor, demo):
+for group in (fetch, cache, repair, show, publish, seed, mirror, mirror_check, doctor, demo):
     group.register(app)
 
 

@@ -76,6 +76,22 @@ def open_listener(address: ListenAddress) -> socket.socket:
     )
 
 
+def numeric_host(host: str) -> str:
+    """Return a host as a numeric address: libtorrent takes nothing else.
+
+    Raises:
+        ConfigError: It is no host that can be found.
+    """
+    try:
+        return str(socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)[0][4][0]) if host else ""
+    except (OSError, UnicodeError) as error:
+        raise ConfigError(
+            f"cannot listen on {host[:80]!r}",
+            detail=f"expected an address of this machine, got: {getattr(error, 'strerror', None) or error}",
+            hint="for example --listen 0.0.0.0:6881",
+        ) from error
+
+
 def check_free(address: ListenAddress) -> None:
     """Fail now rather than after the model was hashed for nothing.
 

@@ -13,7 +13,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
 
-from mistral_fetch.errors import AccessError, ExitCode, MistralFetchError, RangeRefused, SizeMismatch, TransferError
+from mistral_fetch.errors import (
+    AccessError,
+    ExitCode,
+    MirrorTimeout,
+    MirrorUnreachable,
+    MistralFetchError,
+    RangeRefused,
+    SizeMismatch,
+    TransferError,
+)
 from mistral_fetch.manifest import FileEntry, Manifest, PieceHashes
 from mistral_fetch.publish.check_address import FileAddress
 from mistral_fetch.sources.http_answer import Wanted, body_span
@@ -98,16 +107,17 @@ class MirrorCheck:
         http: Makes the requests.
         seed: The same seed asks for the same pieces.
         pieces: How many random pieces to compare, over all files.
-        claims: What the mirror itself says its files' sha256 are, by path; empty where it says nothing.
+        claims: Asks what the mirror itself says its files' sha256 are, by path; called only where that matters.
         check_stop: Called often; raises to end the check.
     """
 
     http: HttpClient
     seed: int
     pieces: int
-    claims: Mapping[str, str] = field(default_factory=dict)
+    claims: Callable[[], Mapping[str, str]] = dict
     check_stop: Callable[[], None] = lambda: None
     _random: random.Random = field(init=False)
+    _is_away: bool = False
 
     def __post_init__(self) -> None:
         self._random = random.Random(self.seed)
@@ -123,6 +133,8 @@ class MirrorCheck:
         for address in addresses:
             self.check_stop()
             files.append(self._check_file(manifest.entry(address.path), address.url, chosen.get(address.path, [])))
+            if self._is_away:
+                break  # ten thousand files would only wait for ten thousand timeouts
         worst = max(files, key=lambda file: file.verdict.rank)
         if worst.verdict is Verdict.FINE and (unlike := self._unlike_claims(manifest, addresses)):
             reason = f"the files are right, but the mirror's own checksums say otherwise, first of {unlike[0]}"
@@ -130,8 +142,9 @@ class MirrorCheck:
         return MirrorFinding(worst.verdict, worst.reason, tuple(files))
 
     def _unlike_claims(self, manifest: Manifest, addresses: Sequence[FileAddress]) -> list[str]:
+        claims = self.claims()
         paths = [address.path for address in addresses]
-        return [path for path in paths if path in self.claims and self.claims[path] != manifest.entry(path).sha256]
+        return [path for path in paths if path in claims and claims[path] != manifest.entry(path).sha256]
 
     def _choose(self, manifest: Manifest, addresses: Sequence[FileAddress]) -> dict[str, list[int]]:
         """Return random pieces by file; every piece of every file is as likely."""
@@ -156,6 +169,7 @@ class MirrorCheck:
         except SizeMismatch as error:
             return _stale(finding, error.detail)
         except (TransferError, AccessError) as error:
+            self._is_away = isinstance(error, MirrorUnreachable | MirrorTimeout)
             return replace(finding, verdict=Verdict.UNREACHABLE, reason=describe_error(error))
 
     def _look(self, finding: FileFinding, url: str) -> FileFinding:
@@ -191,7 +205,7 @@ class MirrorCheck:
         if len(wrong) < len(finding.proofs):
             count = f"{len(wrong)} of {len(finding.proofs)} pieces are wrong"
             return replace(finding, verdict=Verdict.LYING, reason=f"{count}: {words}")
-        if self.claims.get(entry.path) == entry.sha256 and entry.sha256:
+        if entry.sha256 and self.claims().get(entry.path) == entry.sha256:
             claim = "every piece asked for is wrong, though its own checksums promise this version"
             return replace(finding, verdict=Verdict.LYING, reason=f"{claim}: {words}")
         since = f", last modified {finding.modified}" if finding.modified else ""

@@ -23,7 +23,7 @@ from mistral_fetch.bittorrent.station import (
 )
 from mistral_fetch.errors import PieceMismatch
 from mistral_fetch.events import Notice, Report
-from mistral_fetch.publish.listen import ListenAddress, is_anywhere, show_address, told_ports
+from mistral_fetch.publish.listen import ListenAddress, is_anywhere, numeric_host, show_address, told_ports
 from mistral_fetch.publish.metrics import Metrics
 from mistral_fetch.publish.notify import Supervisor
 from mistral_fetch.publish.watch import FileWatch
@@ -144,7 +144,7 @@ class Seeding:
 
     def _open(self) -> None:
         listen = self.options.listen
-        self._port = self._station.listen(listen.host, listen.ports)
+        self._port = self._station.listen(numeric_host(listen.host), listen.ports)
         for line in told_ports(listen, self._port):
             self.report(Notice(line))
         self._watch = FileWatch(self.places, self.options.watch_seconds)  # before the check, so that it misses nothing
