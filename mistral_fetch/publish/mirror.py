@@ -5,10 +5,11 @@ The server is uvicorn, the answers are starlette's; ours is what lies where. The
 
 from __future__ import annotations
 
+import copy
 import re
 import threading
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mistral_fetch.publish.listen import ListenAddress, open_listener, reachable_host, show_address
 from mistral_fetch.publish.metrics import Metrics
@@ -57,6 +58,7 @@ class MirrorServer:
             application,
             log_level="info" if logs_access else "warning",
             access_log=logs_access,
+            log_config=_logging(uvicorn.config.LOGGING_CONFIG),
             lifespan="off",
             ws="none",
             server_header=False,
@@ -95,6 +97,13 @@ class MirrorServer:
         self._server.should_exit = True
         self._thread.join(_STOP_SECONDS + 5)
         self._socket.close()
+
+
+def _logging(usual: dict[str, Any]) -> dict[str, Any]:
+    """Return uvicorn's logging with all of it on standard error: results alone go to standard output."""
+    changed = copy.deepcopy(usual)
+    changed["handlers"]["access"]["stream"] = "ext://sys.stderr"
+    return changed
 
 
 def build_application(site: Mapping[str, Resource], metrics: Metrics) -> ASGIApp:
