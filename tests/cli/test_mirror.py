@@ -93,28 +93,14 @@ def test_what_cannot_be_served(program, manifest, arguments, code):
 
 
 def test_a_pull_serves_its_numbers(environment, tmp_path):
-    """Held up by a mirror that answers slowly, so that there is time to look."""
+    """Held up by a mirror that sends slowly, so that there is time to look."""
+    environment.setenv("PYTHONPATH", str(ROOT))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
     with PublisherSimulator({"weights.bin": bytes(400_000)}, name="m").serve(rate_bytes_per_second=200_000) as slow:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        import subprocess
-        import sys
-        import time
-
-        from tests.cli.services import ROOT
-
-        environment.setenv("PYTHONPATH", str(ROOT))
-        argv = [
-            sys.executable,
-            "-m",
-            "mistral_fetch",
-            "pull",
-            slow.url("m.meta4"),
-            "--home",
-            str(tmp_path / "h"),
-            "--quiet",
-        ]
-        process = subprocess.Popen([*argv, "--status-listen", f"127.0.0.1:{port}"], stdout=subprocess.DEVNULL)
+        pull = ["pull", slow.url("m.meta4"), "--home", str(tmp_path / "h"), "--quiet"]
+        argv = [sys.executable, "-m", "mistral_fetch", *pull, "--status-listen", f"127.0.0.1:{port}"]
+        process = subprocess.Popen(argv, stdout=subprocess.DEVNULL)
         seen = {}
         while process.poll() is None and not seen.get("received_bytes"):
             try:

@@ -41,12 +41,8 @@ def test_a_seeded_model_is_pulled_by_its_magnet_link(program, service, pulled, t
 def test_json_at_readiness_and_at_the_end(program, service, pulled, tmp_path):
     running = service("seed", "tiny.meta4", *ANY_PORT, "--json", "--quiet", "--status-listen", "127.0.0.1:0")
     ready = json.loads(running.ready)
-    assert (ready["event"], ready["address"], ready["size"], ready["offered_bytes"]) == (
-        "ready",
-        "127.0.0.1",
-        SIZE,
-        SIZE,
-    )
+    assert (ready["event"], ready["address"]) == ("ready", "127.0.0.1")
+    assert (ready["size"], ready["offered_bytes"]) == (SIZE, SIZE)
     assert [torrent["kind"] for torrent in ready["torrents"]] == ["hybrid", "v1"]
     assert len(ready["info_hashes"]) == 3
     kept = {path.name for path in Path(ready["kept_in"]).iterdir()}
@@ -116,9 +112,7 @@ def test_a_port_in_use(program, service, pulled):
         shown = program("seed", "tiny.meta4", "--listen", f"127.0.0.1:{port}")
         assert (shown.code, shown.out) == (11, "")
         assert shown.err.startswith(f"error: cannot listen on 127.0.0.1:{port}\n")
-        running = service(
-            "seed", "tiny.meta4", "--listen", f"127.0.0.1:{port}-{port}".replace(f"-{port}", f"-{port + 9}")
-        )
+        running = service("seed", "tiny.meta4", "--listen", f"127.0.0.1:{port}-{port + 9}")
         assert f"127.0.0.1:{port}," not in running.ready
         code, _, told = running.stop()
     assert (code, told.count(f"port {port} is in use")) == (0, 1)
