@@ -11,7 +11,7 @@ import typer
 
 from mistral_fetch.cli.models import all_models, find_model, prepare, refuse_offline
 from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals, write_out
-from mistral_fetch.cli.services import StatusListen, serving
+from mistral_fetch.cli.services import StatusListen, preparing, serving
 from mistral_fetch.cli.terminal import json_line
 from mistral_fetch.errors import NotInCache
 from mistral_fetch.units import format_size
@@ -59,6 +59,7 @@ def mirror(
     from mistral_fetch.publish.mirror import MirrorServer
     from mistral_fetch.publish.notify import Supervisor
     from mistral_fetch.publish.site import build_site
+    from mistral_fetch.publish.watch import FileWatch
     from mistral_fetch.sources.base import StopSignal
 
     refuse_offline(front, "mirror")
@@ -75,12 +76,15 @@ def mirror(
         size = sum(model.read.manifest.size for model in served)
         names = ", ".join(model.name for model in served)
         metrics.offer(names, size, size)
+        watch = FileWatch({path: resource.location for path, resource in site.items() if resource.location})
         began = time.monotonic()
         while not (reason := _reason_to_end(stop, duration, began)):
             if server.is_running and not metrics.is_ready:
                 metrics.set_ready(True)
                 supervisor.ready(f"serving {names} at {server.url}")
                 _print_ready(front, served, server.url, ref is None, status_url)
+            if changed := watch.changed():
+                front.note(f"{', '.join(changed[:3])} changed on the disk and cannot be had until a restart")
             supervisor.sign_of_life()
             stop.wait(LOOK_SECONDS)
         supervisor.stopping()
@@ -103,13 +107,7 @@ def _served(front: FrontEnd, ref: str | None, out: Path | None, supervisor: Any,
     served = []
     with front.reporter() as report:
         for name, model in _named_apart(models).items():
-            supervisor.starting(f"preparing {name}")
-
-            def report_or_stop(event: Any) -> None:
-                stop.check()
-                report(event)
-
-            made = prepare(front, model, out, report_or_stop)
+            made = prepare(front, model, out, preparing(report, stop, supervisor, model.name))
             served.append(ServedModel(name, made.out, made.read, made.files, model.name))
     return served
 

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mistral_fetch.cli.models import Prepared, find_model, prepare, refuse_offline
+from mistral_fetch.cli.models import find_model, prepare, refuse_offline
 from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals, write_out
-from mistral_fetch.cli.services import StatusListen, serving
+from mistral_fetch.cli.services import StatusListen, preparing, serving
 from mistral_fetch.cli.terminal import json_line
 from mistral_fetch.errors import ConfigError, TorrentMismatch, UsageError
 from mistral_fetch.units import format_size, parse_size
@@ -150,13 +150,7 @@ def _torrents(
         files = model.files or tuple(plan_publication(model.directory))
         kept = None
     else:
-        supervisor.starting(f"hashing {model.name}")
-
-        def report_or_stop(event: Any) -> None:
-            stop.check()
-            report(event)
-
-        made: Prepared = prepare(front, model, out, report_or_stop, trackers)
+        made = prepare(front, model, out, preparing(report, stop, supervisor, model.name), trackers)
         torrents, files, kept = [made.read.hybrid, made.read.plain], made.files, made.out
     places = {file.path: file.location for file in files}
     for torrent in torrents:

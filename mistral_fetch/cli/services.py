@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from mistral_fetch.events import Event, Report
     from mistral_fetch.publish.metrics import Metrics
+    from mistral_fetch.publish.notify import Supervisor
+    from mistral_fetch.sources.base import StopSignal
 
 StatusListen = Annotated[
     str | None,
@@ -37,6 +40,17 @@ def serving(listen: str | None, metrics: Metrics) -> Iterator[str]:
 
     with StatusServer(parse_listen(listen, "--status-listen"), metrics) as server:
         yield server.url
+
+
+def preparing(report: Report, stop: StopSignal, supervisor: Supervisor, name: str) -> Report:
+    """Return a report for the hashing before a service starts: it can be stopped, and the supervisor hears of it."""
+
+    def tell(event: Event) -> None:
+        stop.check()
+        supervisor.starting(f"hashing {name}")
+        report(event)
+
+    return tell
 
 
 @contextmanager

@@ -6,6 +6,7 @@ The server is uvicorn, the answers are starlette's; ours is what lies where. The
 from __future__ import annotations
 
 import copy
+import logging
 import re
 import threading
 from collections.abc import Mapping
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 # With starlette's own 64 KiB a big file crawls: each chunk costs a turn of a thread and of the event loop.
 CHUNK_BYTES = MIB
-_STOP_SECONDS = 3
+_STOP_SECONDS = 2
 _BYTE_RANGE = re.compile(rb"\s*bytes\s*=[\s0-9,-]*[0-9][\s0-9,-]*", re.IGNORECASE)
 _ENTITY_TAG = re.compile(r'(?:W/)?"([^"]*)"')
 
@@ -94,9 +95,18 @@ class MirrorServer:
 
     def close(self) -> None:
         """Stop: answers under way have a moment to end."""
-        self._server.should_exit = True
-        self._thread.join(_STOP_SECONDS + 5)
-        self._socket.close()
+        # What is cut off now is no error to be told with a traceback.
+        logging.getLogger("uvicorn.error").addFilter(_drop)
+        try:
+            self._server.should_exit = True
+            self._thread.join(_STOP_SECONDS + 5)
+            self._socket.close()
+        finally:
+            logging.getLogger("uvicorn.error").removeFilter(_drop)
+
+
+def _drop(_record: logging.LogRecord) -> bool:
+    return False
 
 
 def _logging(usual: dict[str, Any]) -> dict[str, Any]:

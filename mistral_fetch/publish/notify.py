@@ -11,6 +11,7 @@ import time
 from collections.abc import Mapping
 
 _EXTEND_SECONDS = 120
+_START_SECONDS = 1.0
 
 
 class Supervisor:
@@ -26,6 +27,7 @@ class Supervisor:
         self._address = _socket_address(environment.get("NOTIFY_SOCKET", ""))
         self._interval = _watchdog_seconds(environment)
         self._last_sign = 0.0
+        self._last_start: float | None = None
 
     def ready(self, status: str) -> None:
         """Tell that the service can be used."""
@@ -36,7 +38,14 @@ class Supervisor:
         self._send(f"STATUS={_one_line(status)}")
 
     def starting(self, status: str) -> None:
-        """Tell what the start waits for, and that it may take longer: hashing a model outlasts usual time limits."""
+        """Tell what the start waits for, and that it may take longer: hashing a model outlasts usual time limits.
+
+        Sent once a second at most; call it often.
+        """
+        now = time.monotonic()
+        if self._last_start is not None and now - self._last_start < _START_SECONDS:
+            return
+        self._last_start = now
         self._send(f"EXTEND_TIMEOUT_USEC={_EXTEND_SECONDS * 1_000_000}\nSTATUS={_one_line(status)}")
 
     def stopping(self) -> None:

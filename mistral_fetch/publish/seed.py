@@ -6,7 +6,7 @@ Owns the decisions of ``seed``; libtorrent is driven by :mod:`mistral_fetch.bitt
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -262,8 +262,8 @@ def bad_spans(torrent: Metainfo, missing: Sequence[int]) -> dict[str, list[Span]
     return {path: merge(spans) for path, spans in found.items()}
 
 
-def _some(items: object, limit: int = 3) -> str:
+def _some(items: Iterable[object], limit: int = 3) -> str:
     """Return the first few of many, and how many more there are."""
-    listed = [str(item) for item in items]  # type: ignore[attr-defined]
+    listed = [str(item) for item in items]
     more = f" and {len(listed) - limit} more" if len(listed) > limit else ""
     return ", ".join(listed[:limit]) + more

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import http.client
 import json
 import socket
 import sys
+import time
 
 import pytest
 
 from mistral_fetch.errors import ListenRefused, RuntimeMissing
 from mistral_fetch.metalink import parse_metalink
-from mistral_fetch.publish.build import plan_publication
+from mistral_fetch.publish.build import plan_publication, publish
 from mistral_fetch.publish.listen import parse_listen
 from mistral_fetch.publish.metrics import Metrics
 from mistral_fetch.publish.mirror import MirrorServer
@@ -170,6 +172,30 @@ def test_what_was_sent_is_counted(world):
         ask(server.port, "/nothing")
         wait_until(lambda: metrics.snapshot()["uploaded_bytes"].get("http") == 100 + len(b"not found\n"))
     assert metrics.snapshot()["http_answers"] == {"206": 1, "404": 1}
+
+
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # uvicorn leaves what it cuts off to the process's end
+def test_a_download_under_way_does_not_hold_up_the_end(tmp_path, capfd):
+    directory = tmp_path / "served" / "tiny"
+    directory.mkdir(parents=True)
+    with (directory / "big.bin").open("wb") as file:
+        file.truncate(32_000_000)
+    publish(directory, tmp_path / "served")
+    model = ServedModel(
+        "tiny", tmp_path / "served", read_back(tmp_path / "served", "tiny"), plan_publication(directory), "tiny"
+    )
+    server = MirrorServer(parse_listen("127.0.0.1:0"), build_site([model], has_index=False), Metrics("mirror"))
+    wait_until(lambda: server.is_running)
+    with socket.create_connection(("127.0.0.1", server.port)) as client:
+        client.sendall(b"GET /tiny/big.bin HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert client.recv(15) == b"HTTP/1.1 200 OK"
+        began = time.monotonic()
+        server.close()
+        assert time.monotonic() - began < 6
+    assert not server.is_running
+    del server
+    gc.collect()
+    assert capfd.readouterr().err == ""
 
 
 def test_a_port_in_use_is_refused(world):
