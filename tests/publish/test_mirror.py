@@ -193,7 +193,6 @@ def test_a_download_under_way_does_not_hold_up_the_end(tmp_path, capfd):
         server.close()
         assert time.monotonic() - began < 6
     assert not server.is_running
-    del server
     gc.collect()
     assert capfd.readouterr().err == ""
 
