@@ -79,9 +79,10 @@ def test_torrents_are_written_where_they_are_wanted_with_their_trackers(service,
     assert Path("o/tiny-1.magnet").read_text().count("magnet:") == 2
 
 
-def test_a_published_torrent_and_its_twin_are_used(program, service, manifest):
+@pytest.mark.parametrize("named", ["./tiny", "tiny.meta4"], ids=["DIR", "REF"])
+def test_a_published_torrent_and_its_twin_are_used(program, service, pulled, named):
     assert program("publish", "./tiny", "--out", "out", "--quiet").code == 0
-    running = service("seed", "./tiny", *ANY_PORT, "--torrent", "out/tiny.torrent", "--json")
+    running = service("seed", named, *ANY_PORT, "--torrent", "out/tiny.torrent", "--json")
     assert [torrent["kind"] for torrent in json.loads(running.ready)["torrents"]] == ["hybrid", "v1"]
     assert json.loads(running.ready)["kept_in"] is None
     assert running.stop()[0] == 0
