@@ -12,7 +12,7 @@ help:  ## List what can be made
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[runtime,sign,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[runtime,serve,sign,dev]'
 	@touch $@
 
 demo: $(STAMP)  ## Install, then the whole product on loopback in a minute

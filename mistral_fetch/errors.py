@@ -17,7 +17,7 @@ This module owns the vocabulary of failure; it imports nothing of ours and does 
         AllSourcesFailed             (keeps each source's cause, in order)
         OfflineRefused
       StoreError                     StoreLocked · OutOfSpace · StoreNotWritable · UnsupportedLayout · Conflict
-      PublishError
+      PublishError                   ListenRefused
       LaunchError                    RuntimeMissing · RuntimeFailed
       Interrupted
 
@@ -344,6 +344,12 @@ class PublishError(MistralFetchError):
     """A directory cannot be published as it is."""
 
     exit_code = ExitCode.USAGE
+
+
+class ListenRefused(PublishError):
+    """An address or port to serve on cannot be had: another process has it, or this machine has no such address."""
+
+    exit_code = ExitCode.LOCKED
 
 
 class LaunchError(MistralFetchError):

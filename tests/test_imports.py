@@ -47,11 +47,15 @@ ALLOWED = (
     Allowed("transfer.torrents", "bittorrent.*", "opens torrents for the swarm source"),
     Allowed("publish.*", "bittorrent.*", "builds torrents with the reader's own vocabulary"),
     Allowed("publish.*", "store.durable", "fsync and rename are written once"),
+    Allowed("publish.check_address", "sources.*", "reads a mirror's own papers as a client would"),
+    Allowed("publish.mirror_check", "sources.*", "asks a mirror as a client would"),
     Allowed("cli.*", "transfer.*"),
     Allowed("cli.*", "publish.*"),
     Allowed("cli.*", "launch.*"),
     Allowed("cli.*", "store.*", "the cache commands look at the cache itself"),
+    Allowed("cli.*", "bittorrent.*", "seed tells people of torrents"),
     Allowed("cli.*", "sources.base", "for StopSignal alone: Ctrl-C stops a transfer through it"),
+    Allowed("cli.mirror_check", "sources.*", "opens the client that the check asks with"),
     Allowed("simulators.seeder", "bittorrent.*", "a real seeder, as a process of its own"),
     Allowed("simulators.publisher", "publish.*", "publishes what it is told to serve"),
     Allowed("vocabulary.__main__", "cli.app", "`python -m mistral_fetch` is the command line"),
@@ -67,6 +71,9 @@ OWNERS = {
     "rich": {"mistral_fetch.cli.render"},
     "typer": {"mistral_fetch.cli.*"},
     "model_signing": {"mistral_fetch.signatures"},
+    "starlette": {"mistral_fetch.publish.mirror"},
+    "uvicorn": {"mistral_fetch.publish.mirror"},
+    "prometheus_client": {"mistral_fetch.publish.status"},
     "platformdirs": {"mistral_fetch.config"},
     "tomli": {"mistral_fetch.config"},  # tomllib before Python 3.11
     "torch": {
@@ -111,6 +118,9 @@ NETWORK_USERS = {
     "mistral_fetch.bittorrent.peers": {"socket"},  # reads and writes addresses
     "mistral_fetch.bittorrent.listen": {"socket"},  # tries whether a port is free
     "mistral_fetch.store.lock": {"socket"},  # this machine's name, for a lock's owner
+    "mistral_fetch.publish.listen": {"socket"},  # what seed, mirror and the status endpoint listen on
+    "mistral_fetch.publish.notify": {"socket"},  # datagrams to systemd
+    "mistral_fetch.publish.status": {"http"},  # the status endpoint
     "mistral_fetch.simulators.*": {"http", "socket", "socketserver", "ssl"},
 }
 

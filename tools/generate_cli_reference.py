@@ -49,7 +49,7 @@ def _overview(commands: dict[str, Any]) -> Iterator[str]:
     yield "| command | does |"
     yield "|---|---|"
     for name, command in commands.items():
-        yield f"| [`{name}`](#{name}) | {_cell(command.help)} |"
+        yield f"| [`{name}`](#{name.replace(' ', '-')}) | {_cell(command.help)} |"
 
 
 def _command(name: str, command: Any) -> Iterator[str]:

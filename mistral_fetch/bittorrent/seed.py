@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,19 +37,15 @@ class Seeder:
         rate_bytes_per_second: int | None = None,
         skips_checks: bool = False,
     ) -> None:
-        parameters = load_parameters(metainfo)
-        parameters.save_path = str(directory)
-        parameters.renamed_files = {file.index: str(directory / file.path) for file in metainfo.files}
-        # upload_mode: never ask anyone for anything, so that nothing here is ever overwritten.
-        parameters.flags = lt.torrent_flags.update_subscribe | lt.torrent_flags.upload_mode
-        parameters.trackers = list(metainfo.trackers) if settings.use_trackers else []
-        parameters.url_seeds = []
+        places = {file.path: directory / file.path for file in metainfo.files}
+        parameters = seeding_parameters(metainfo, places, settings)
         if skips_checks:
             parameters.flags |= lt.torrent_flags.seed_mode
         if rate_bytes_per_second is not None:
             parameters.upload_limit = rate_bytes_per_second
         self._metainfo = metainfo
-        self._session = lt.session(_seeding_settings(settings, skips_checks))
+        pack: Any = {**seeding_settings(settings), "alert_mask": 0, "disable_hash_checks": skips_checks}
+        self._session = lt.session(pack)
         self._handle = self._session.add_torrent(parameters)
 
     def wait_until_seeding(self, timeout_seconds: float = 600) -> None:
@@ -84,14 +81,36 @@ class Seeder:
         self._session.remove_torrent(self._handle)
 
 
-def _seeding_settings(settings: SwarmSettings, skips_checks: bool) -> Any:
+def seeding_parameters(
+    metainfo: Metainfo, places: Mapping[str, Path], settings: SwarmSettings
+) -> lt.add_torrent_params:
+    """Return what libtorrent is told of a torrent that is only ever given away.
+
+    Args:
+        metainfo: The torrent.
+        places: Where each of its files lies, by path; never written to.
+        settings: Whom to tell.
+
+    Raises:
+        UnsafeTorrent: libtorrent reads the torrent differently.
+    """
+    parameters = load_parameters(metainfo)
+    parameters.save_path = str(places[metainfo.files[0].path].parent.absolute())
+    parameters.renamed_files = {file.index: str(places[file.path].absolute()) for file in metainfo.files}
+    # upload_mode: never ask anyone for anything, so that nothing here is ever overwritten.
+    parameters.flags = lt.torrent_flags.update_subscribe | lt.torrent_flags.upload_mode
+    parameters.trackers = list(metainfo.trackers) if settings.use_trackers else []
+    parameters.url_seeds = []
+    return parameters
+
+
+def seeding_settings(settings: SwarmSettings) -> dict[str, Any]:
+    """Return libtorrent's settings for a session that only seeds: as many peers as come, deep send buffers."""
     return {
         **session_settings(settings, incoming=True),
-        "alert_mask": 0,
         "unchoke_slots_limit": -1,
         "allowed_fast_set_size": 5,
         "connections_limit": 1000,
         "max_queued_disk_bytes": 64 * 1024 * 1024,
         "send_buffer_watermark": 8 * 1024 * 1024,
-        "disable_hash_checks": skips_checks,
     }

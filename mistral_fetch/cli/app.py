@@ -6,9 +6,10 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from mistral_fetch import __version__
-from mistral_fetch.cli import cache, demo, doctor, fetch, publish, repair, show, sign
+from mistral_fetch.cli import cache, demo, doctor, fetch, mirror, mirror_check, publish, repair, seed, show, sign
 from mistral_fetch.cli.options import show_error
 from mistral_fetch.cli.terminal import open_missing_streams, write_err
 from mistral_fetch.errors import ExitCode, UsageError
@@ -18,8 +19,20 @@ _EPILOG = "Documentation: docs/ in the source. Exit codes: docs/exit-codes.md."
 # Typer brings its own click from 0.26 on and shared one before; this is the UsageError of either.
 _ClickUsageError: type[Exception] = typer.BadParameter.__mro__[1]
 
+
+class _Commands(TyperGroup):
+    """Knows commands of two words: ``mirror check URL`` beside ``mirror REF``."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> tuple[Any, Any, list[str]]:
+        two_words = " ".join(args[:2])
+        if len(args) > 1 and two_words in self.commands:
+            return two_words, self.commands[two_words], args[2:]
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
     name="mistral-fetch",
+    cls=_Commands,
     help="Download, verify, keep, share and run open-weight models, Mistral 7B first.",
     epilog=_EPILOG,
     no_args_is_help=True,
@@ -45,7 +58,7 @@ def root(
     """Download, verify, keep, share and run open-weight models, Mistral 7B first."""
 
 
-for group in (fetch, cache, repair, show, publish, sign, doctor, demo):
+for group in (fetch, cache, repair, show, publish, sign, seed, mirror, mirror_check, doctor, demo):
     group.register(app)
 
 

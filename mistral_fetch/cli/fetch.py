@@ -10,6 +10,7 @@ import typer
 
 from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals, write_out
 from mistral_fetch.cli.paths import local_directory
+from mistral_fetch.cli.services import StatusListen, watched
 from mistral_fetch.errors import UsageError
 from mistral_fetch.ref import DirectoryRef, parse_ref
 from mistral_fetch.units import format_size
@@ -39,13 +40,14 @@ def pull(
         bool,
         typer.Option("--dry-run", help="Print the plan and change nothing; exit as the pull would if it is refused."),
     ] = False,
+    status_listen: StatusListen = None,
 ) -> int:
     """Fetch models, verify every byte, and print their snapshot directories. Does nothing where they are complete."""
     if dry_run:
         from mistral_fetch.cli.preview import print_plans
 
         return print_plans(front, refs, refresh=refresh)
-    results = [fetch(front, text, refresh=refresh) for text in refs]
+    results = [fetch(front, text, refresh=refresh, status_listen=status_listen) for text in refs]
     fields = [
         {
             "ref": result.key,
@@ -62,7 +64,7 @@ def pull(
     return 0
 
 
-def fetch(front: FrontEnd, text: str, *, refresh: bool = False) -> PullResult:
+def fetch(front: FrontEnd, text: str, *, refresh: bool = False, status_listen: str | None = None) -> PullResult:
     """Make one model complete, showing progress."""
     from mistral_fetch.sources.base import StopSignal
     from mistral_fetch.transfer.pull import pull as pull_model
@@ -70,7 +72,7 @@ def fetch(front: FrontEnd, text: str, *, refresh: bool = False) -> PullResult:
     ref, stop = parse_ref(text), StopSignal()
     undo = stop_on_signals(stop.set)
     try:
-        with front.reporter() as report:
+        with front.reporter() as shown, watched(shown, status_listen, "pull") as report:
             result = pull_model(ref, front.settings, report, stop, refresh=refresh, adopt_from=front.adopt_from)
     finally:
         undo()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -20,15 +21,18 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    command(app, "publish", epilog="Exit codes: 0 ok, 2 the directory cannot be published as it is, 9 disk.")(publish)
+    command(app, "publish", epilog="Exit codes: 0 ok, 2 it cannot be published as it is, 3 not found, 9 disk.")(publish)
 
 
 def publish(
     front: FrontEnd,
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="The model's files.")],
+    ref: Annotated[
+        str, typer.Argument(metavar="DIR|REF", help="A directory of model files, or a complete model of the cache.")
+    ],
     out: Annotated[Path, typer.Option("--out", metavar="OUT", help="Where to write.")],
     name: Annotated[
-        str, typer.Option("--name", metavar="NAME", help="The model's name (default: the directory's).")
+        str,
+        typer.Option("--name", metavar="NAME", help="The model's name (default: the directory's, or the model's own)."),
     ] = "",
     version: Annotated[str, typer.Option("--model-version", metavar="VERSION", help="The model's version.")] = "",
     mirror: Annotated[
@@ -48,26 +52,36 @@ def publish(
         str, typer.Option("--expires", metavar="DATE", help="Last day (UTC) of the manifest, such as 2027-01-31.")
     ] = "",
 ) -> int:
-    """Read a directory of weights once and write its manifest, torrents and checksums."""
+    """Read a model's files once, write its manifest, torrents and checksums, and read those back."""
+    from mistral_fetch.cli.models import find_model
     from mistral_fetch.cli.render import count
-    from mistral_fetch.manifest import ModelInfo
-    from mistral_fetch.publish.build import publish as publish_directory
+    from mistral_fetch.publish.build import publish as publish_model
 
-    _check_names(directory, out)
+    _check_names(Path(ref), out)
     _check_options(licence, chat_template, mirror or [])
-    info = ModelInfo(
-        name=name or directory.resolve().name,
-        version=version,
-        licence=licence,
-        credit=credit,
-        source_url=source_url,
-        chat_template=chat_template,
-        expires=_moment(expires),
-    )
+    model = find_model(front, ref)
+    given = {
+        "name": name,
+        "version": version,
+        "licence": licence,
+        "credit": credit,
+        "source_url": source_url,
+        "chat_template": chat_template,
+        "expires": _moment(expires),
+    }
+    # What is known of a cache's model is kept, unless it is said otherwise.
+    info = replace(model.info, **{field: text for field, text in given.items() if text})
     key = _ready_key(sign)
     with front.reporter() as report:
-        made = publish_directory(
-            directory, out, name=name, mirrors=mirror or [], trackers=tracker or [], info=info, report=report
+        made = publish_model(
+            model.directory,
+            out,
+            name=name or model.name,
+            mirrors=mirror or [],
+            trackers=tracker or [],
+            info=info,
+            files=model.files,
+            report=report,
         )
     fields = {
         "name": made.name,

@@ -38,6 +38,7 @@ from mistral_fetch.manifest import (
 )
 from mistral_fetch.metalink import serialise_metalink
 from mistral_fetch.publish.hashing import FileDigests, HashedDirectory, SourceFile, hash_files, torrent_piece_length
+from mistral_fetch.publish.readback import PublishedFiles, read_back
 from mistral_fetch.store.durable import disk_errors, write_durably
 
 
@@ -95,9 +96,10 @@ def publish(
     mirrors: Sequence[str] = (),
     trackers: Sequence[str] = (),
     info: ModelInfo | None = None,
+    files: Sequence[SourceFile] | None = None,
     report: Report = ignore_events,
 ) -> Publication:
-    """Read ``directory`` once and write its manifest, torrents and checksums to ``out``.
+    """Read ``directory`` once, write its manifest, torrents and checksums to ``out``, and read those back.
 
     Args:
         directory: The model's files.
@@ -107,6 +109,7 @@ def publish(
             ``NAME/`` beside itself.
         trackers: Announce addresses for the torrents.
         info: What people want to know beside the bytes.
+        files: What to publish, where that is known already (a cache's model); else all below the directory.
         report: Receives ``BytesVerified`` while files are hashed.
 
     Raises:
@@ -120,12 +123,14 @@ def publish(
             "expected a place outside the directory, or the outputs would be part of the next publication",
             "give another directory with --out",
         )
-    files = plan_publication(directory)
+    files = plan_publication(directory) if files is None else files
     piece_length = torrent_piece_length(sum(file.size for file in files))
     hashed = _hash(files, piece_length, report)
     torrents = _build_torrents(name, piece_length, hashed, mirrors, trackers)
     manifest = _manifest(name, hashed, mirrors, info or ModelInfo(name=name))
-    return _write(out, name, manifest, torrents)
+    publication = _write(out, name, manifest, torrents)
+    _prove(publication, torrents)
+    return publication
 
 
 def checksum_list(files: Sequence[FileEntry]) -> str:
@@ -235,13 +240,14 @@ def _path_in_torrent(name: str, path: str, file_count: int) -> str:
 
 
 def _write(out: Path, name: str, manifest: Manifest, torrents: _Torrents) -> Publication:
+    places = PublishedFiles.of(out, name)
     publication = Publication(
         name=name,
         manifest=manifest,
-        manifest_path=out / f"{name}.meta4",
-        torrent_path=out / f"{name}.torrent",
-        plain_torrent_path=out / f"{name}.v1.torrent",
-        checksums_path=out / "SHA256SUMS",
+        manifest_path=places.manifest,
+        torrent_path=places.torrent,
+        plain_torrent_path=places.plain_torrent,
+        checksums_path=places.checksums,
         info_hash_v1=torrents.hybrid.info_hash_v1 or "",
         info_hash_v2=torrents.hybrid.info_hash_v2 or "",
         plain_info_hash=torrents.plain.info_hash_v1 or "",
@@ -254,6 +260,19 @@ def _write(out: Path, name: str, manifest: Manifest, torrents: _Torrents) -> Pub
         write_durably(publication.checksums_path, checksum_list(manifest.files).encode())
         write_durably(publication.manifest_path, serialise_metalink(manifest))
     return publication
+
+
+def _prove(publication: Publication, torrents: _Torrents) -> None:
+    """Read everything back from the disk as strangers will; what they would stumble over is not left lying about."""
+    try:
+        found = read_back(publication.manifest_path.parent, publication.name)
+        if (found.hybrid, found.plain) != (torrents.hybrid, torrents.plain):
+            raise AssertionError("the torrents on the disk are not those that were built")
+        if found.manifest.content_digest() != publication.manifest.content_digest():
+            raise AssertionError("the manifest on the disk is not the one that was built")
+    except BaseException:
+        publication.manifest_path.unlink(missing_ok=True)
+        raise
 
 
 def _checked_name(name: str) -> str:

@@ -21,7 +21,8 @@ from mistral_fetch.manifest import DEFAULT_PIECE_LENGTH
 
 UNIT_LENGTH = DEFAULT_PIECE_LENGTH
 WINDOW_LENGTH = 4 * UNIT_LENGTH
-HASHING_THREADS = 2
+# The file's own MD5 cannot be split; beside it, the other digests take less than three more cores.
+MAX_HASHING_THREADS = 4
 MIN_TORRENT_PIECE_LENGTH = merkle.LEAF_LENGTH
 TORRENT_PIECES_WANTED = 256
 
@@ -86,7 +87,7 @@ def hash_files(
     ordered = sorted(files, key=lambda file: (-file.size, file.path))
     plain = _PlainPieces(piece_length)
     digests = []
-    with ThreadPoolExecutor(HASHING_THREADS) as pool:
+    with ThreadPoolExecutor(min(_usable_cores(), MAX_HASHING_THREADS)) as pool:
         for file in ordered:
             pads = file.path != last_in_tree
             digests.append(_FilePass(file, piece_length, plain, pads).run(pool, progress))
@@ -95,6 +96,10 @@ def hash_files(
         plain_order=tuple((file.path, file.size) for file in ordered),
         plain_pieces=plain.finish(),
     )
+
+
+def _usable_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _PlainPieces:
@@ -178,7 +183,7 @@ class _FilePass:
         return self._result()
 
     def _submit(self, pool: ThreadPoolExecutor, window: memoryview) -> tuple[list[Future[None]], list[Future[_Unit]]]:
-        # The slowest first, so that the two threads end together.
+        # The slowest first, so that all threads end together.
         running = [pool.submit(self._md5.update, window), pool.submit(self._sha256.update, window)]
         if not self._shares_plain:
             running.append(pool.submit(self._plain.update, window))

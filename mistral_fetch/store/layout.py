@@ -10,6 +10,7 @@
   mirrors.json                  how fast, how reliable and how honest mirrors were; nothing depends on it
   trust/<quoted address>/       which signed catalogs were seen there, and a copy of the last one from a server
   derived/<recipe>/             converted weights (made by the runtime, never by the fetcher)
+  derived/publication-<digest>/ torrents, manifest and checksums that `seed` and `mirror` made of a model
 """
 
 from __future__ import annotations
@@ -76,6 +77,10 @@ class Layout:
     def trust(self, address: str) -> Path:
         """Return the directory that remembers what catalogs were accepted from an address."""
         return self.home / "trust" / quote_name(address)
+
+    def publication(self, key: str) -> Path:
+        """Return where the torrents and the manifest made of a model lie, for ``seed`` and ``mirror``."""
+        return self.home / "derived" / quote_name(f"publication-{key}")
 
     def lock(self, key: str) -> Path:
         """Return the lock file of a ref."""

@@ -15,6 +15,7 @@ import pytest
 from mistral_fetch.cli.app import main
 from mistral_fetch.metalink import serialise_metalink
 from mistral_fetch.simulators.publisher import PublisherSimulator
+from tests.cli.services import Service
 
 ROOT = Path(__file__).parents[2]
 # Piece hashes every 64 KiB: five of them, the last one short.
@@ -75,6 +76,22 @@ def environment(monkeypatch, tmp_path):
 def program(environment, tmp_path, capfd):
     """The command line, with an empty cache at ``tmp_path/home`` and ``tmp_path`` as the current directory."""
     return Program(tmp_path / "home", environment, capfd)
+
+
+@pytest.fixture
+def service(environment):
+    """Start ``mistral-fetch`` as a service, in a process of its own that ends with the test."""
+    running: list[Service] = []
+
+    def start(*arguments: str | Path) -> Service:
+        running.append(Service(environment, *arguments))
+        return running[-1]
+
+    yield start
+    for one in running:
+        if one.process.poll() is None:
+            one.process.kill()
+        one.process.communicate()
 
 
 @pytest.fixture

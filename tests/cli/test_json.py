@@ -56,7 +56,8 @@ ERRORS = {
     "pull mistral-7b --offline": (6, "offline-refused"),
     "run mistral-7b hello --offline": (6, "offline-refused"),
     "chat mistral-7b": (2, "usage-error"),
-    "publish nowhere --out out": (2, "publish-error"),
+    "publish nowhere --out out": (3, "unknown-model"),
+    "publish empty --out out": (2, "publish-error"),
     "demo --offline": (2, "usage-error"),
     "pull bad.meta4": (20, "malformed-manifest"),
 }
@@ -65,6 +66,7 @@ ERRORS = {
 @pytest.mark.parametrize("command", ERRORS)
 def test_errors(program, tmp_path, command):
     (tmp_path / "bad.meta4").write_text("<html>log in first</html>")
+    (tmp_path / "empty").mkdir()
     shown = program(*command.split(), "--json")
     code, kind = ERRORS[command]
     error = shown.json["error"]

@@ -18,6 +18,9 @@ COMMANDS = (
     "show",
     "publish",
     "sign",
+    "seed",
+    "mirror",
+    "mirror check",
     "doctor",
     "demo",
 )
@@ -83,13 +86,14 @@ def test_help_lists_every_command_with_a_whole_sentence(program):
     shown = program("--help")
     assert (shown.code, shown.err) == (0, "")
     listed = shown.out.partition("Commands:\n")[2].partition("\n\n")[0].splitlines()
-    assert [line.split()[0] for line in listed if line.startswith("  ") and line[2] != " "] == list(COMMANDS)
+    names = [line[2:].partition("  ")[0] for line in listed if line.startswith("  ") and line[2] != " "]
+    assert names == list(COMMANDS)
     assert not any(line.endswith("...") for line in listed)
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_explains_itself_and_its_exit_codes(program, command):
-    shown = program(command, "-h")
+    shown = program(*command.split(), "-h")
     assert (shown.code, shown.err) == (0, "")
     assert "Exit codes: 0 " in shown.out
     for option in ("--json", "--progress", "--quiet", "--no-color", "--offline", "--home"):
