@@ -8,7 +8,7 @@
   refs/<quoted ref>/<channel>   which snapshot a name stands for
   locks/<quoted ref>            who is working on it
   mirrors.json                  how fast, how reliable and how honest mirrors were; nothing depends on it
-  derived/<recipe>/             converted weights (made by the runtime, never by the fetcher)
+  derived/<recipe>/<content digest>/   converted weights of a snapshot, see :mod:`mistral_fetch.store.derived`
 """
 
 from __future__ import annotations
@@ -71,6 +71,19 @@ class Layout:
     def mirror_scores(self) -> Path:
         """Return the file with what was learnt about mirrors."""
         return self.home / "mirrors.json"
+
+    @property
+    def derivations(self) -> Path:
+        """Return the directory of everything that was made from snapshots, one folder a recipe."""
+        return self.home / "derived"
+
+    def derived(self, recipe: str, content_digest: str) -> Path:
+        """Return the directory of what a recipe makes of the snapshot with this content digest."""
+        return self.derivations / quote_name(recipe) / content_digest
+
+    def derived_lock(self, content_digest: str) -> Path:
+        """Return the lock file of everything that is made from one snapshot."""
+        return self.lock(f"derived-{content_digest}")
 
     def lock(self, key: str) -> Path:
         """Return the lock file of a ref."""
