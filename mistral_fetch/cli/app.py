@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from mistral_fetch import __version__
-from mistral_fetch.cli import cache, demo, doctor, fetch, publish, repair, show
+from mistral_fetch.cli import cache, compare, demo, doctor, fetch, publish, repair, show
 from mistral_fetch.cli.options import show_error
 from mistral_fetch.cli.terminal import open_missing_streams, write_err
 from mistral_fetch.errors import ExitCode, UsageError
@@ -45,7 +45,7 @@ def root(
     """Download, verify, keep, share and run open-weight models, Mistral 7B first."""
 
 
-for group in (fetch, cache, repair, show, publish, doctor, demo):
+for group in (fetch, cache, repair, show, compare, publish, doctor, demo):
     group.register(app)
 
 

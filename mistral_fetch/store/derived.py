@@ -23,8 +23,9 @@ from mistral_fetch.errors import StoreError
 from mistral_fetch.manifest import FileEntry, Manifest
 from mistral_fetch.store.blobs import find_blob
 from mistral_fetch.store.durable import disk_errors, fsync_directory, make_directory, write_durably
-from mistral_fetch.store.layout import Layout
+from mistral_fetch.store.layout import Layout, unquote_name
 from mistral_fetch.store.snapshots import (
+    COMPLETE_NAME,
     complete_draft,
     is_complete,
     link_blob,
@@ -69,9 +70,35 @@ def list_derived(layout: Layout, content_digest: str) -> list[Path]:
     return sorted(path for path in layout.derivations.glob(f"*/{content_digest}") if path.is_dir())
 
 
+def describe_derived(layout: Layout, content_digest: str) -> list[dict[str, Any]]:
+    """Return what ``list`` and ``show`` say of everything that was made of a snapshot."""
+    return [
+        {
+            "recipe": unquote_name(directory.parent.name),
+            "directory": str(directory),
+            "bytes_on_disk": own_bytes(directory),
+            "state": "complete" if is_complete(directory) else "damaged",
+        }
+        for directory in list_derived(layout, content_digest)
+    ]
+
+
 def find_derived_drafts(layout: Layout, content_digest: str) -> list[Path]:
     """Return the hidden directories in which something is being made of a snapshot, or was when its process died."""
     return sorted(layout.derivations.glob(f"*/.{content_digest[:16]}-*.tmp"))
+
+
+def discard_derived(directory: Path) -> None:
+    """Remove something that was made of a snapshot; it can be made again.
+
+    Raises:
+        StoreError: The disk refused.
+    """
+    with disk_errors("removing what was made of a model", directory):
+        # Not complete any more before anything in it goes.
+        (directory / COMPLETE_NAME).unlink(missing_ok=True)
+        fsync_directory(directory)
+        shutil.rmtree(directory)
 
 
 def own_bytes(directory: Path) -> int:
