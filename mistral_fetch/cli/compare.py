@@ -9,7 +9,7 @@ import typer
 
 from mistral_fetch.cli.options import FrontEnd, command
 from mistral_fetch.cli.paths import local_directory
-from mistral_fetch.errors import ExitCode, RuntimeFailed
+from mistral_fetch.errors import ExitCode, RuntimeFailed, printable
 from mistral_fetch.ref import DirectoryRef, parse_ref
 from mistral_fetch.units import format_size
 
@@ -106,7 +106,8 @@ def _text(fields: dict[str, Any]) -> str:
 
 
 def _line(difference: dict[str, Any]) -> str:
-    name, problem, a, b = (difference[key] for key in ("tensor", "problem", "a", "b"))
+    problem, a, b = (difference[key] for key in ("problem", "a", "b"))
+    name = printable(difference["tensor"])  # a stranger's: it must not look like a line of ours
     if problem == "missing":
         return f"{name}: only in {'A' if b is None else 'B'}"
     if problem == "bytes":

@@ -6,7 +6,21 @@ from unittest.mock import Mock
 
 import pytest
 
-COMMANDS = ("run", "chat", "pull", "verify", "path", "list", "rm", "repair", "show", "publish", "doctor", "demo")
+COMMANDS = (
+    "run",
+    "chat",
+    "pull",
+    "verify",
+    "path",
+    "list",
+    "rm",
+    "repair",
+    "show",
+    "compare",
+    "publish",
+    "doctor",
+    "demo",
+)
 
 
 @pytest.mark.parametrize(

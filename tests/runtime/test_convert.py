@@ -20,6 +20,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mistral_runtime
+from mistral_fetch.transfer.convert import PRODUCT_NAME, SAFETENSORS_RECIPE
 from mistral_runtime import convert as convert_module
 from mistral_runtime import tensor_bytes
 from mistral_runtime.__main__ import main
@@ -122,6 +123,10 @@ def test_two_conversions_give_the_same_bytes(tmp_path: Path, out: Path, write_sn
     write_snapshot(tmp_path / "source")
     (tmp_path / "second").mkdir()
     assert convert(tmp_path / "source", out).sha256 == convert(tmp_path / "source", tmp_path / "second").sha256
+
+
+def test_both_programs_mean_the_same_recipe_and_file() -> None:
+    assert (SAFETENSORS_RECIPE, PRODUCT_NAME) == (RECIPE, OUTPUT_NAME)
 
 
 # --- tensors that do not lie in the file as they are ---------------------------------------------------------------
@@ -284,6 +289,26 @@ def test_a_disk_that_fails_is_explained_and_nothing_is_left(
     assert type(caught.value) is error
     assert OUTPUT_NAME in str(caught.value)
     assert list(out.iterdir()) == []
+
+
+def test_the_file_is_durable_before_it_has_its_name(
+    tmp_path: Path, out: Path, write_snapshot: WriteSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_snapshot(tmp_path / "source")
+    steps: list[str] = []
+
+    def watch(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def watched(*arguments: Any) -> Any:
+            steps.append(name)
+            return call(*arguments)
+
+        return watched
+
+    for name in ("pwrite", "fsync"):
+        monkeypatch.setattr(os, name, watch(name, getattr(os, name)))
+    monkeypatch.setattr(Path, "replace", watch("replace", Path.replace))
+    convert(tmp_path / "source", out)
+    assert steps[-4:] == ["pwrite", "fsync", "replace", "fsync"]
 
 
 def test_a_short_write_goes_on_where_it_ended(
