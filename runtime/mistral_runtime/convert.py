@@ -1,28 +1,27 @@
 """`consolidated.00.pth` into `consolidated.safetensors`: the same tensors under the same names, without the pickle.
 
-Owns the safetensors file that is written and the order in which it becomes real: header, data, sync, name. The bytes
-are those of the source, so the result is what any reader of the source would have got. Peak memory does not
-depend on the size of the model.
+Owns the safetensors file that is written. Its data are the source's bytes: the kernel copies them from file to file
+where a tensor lies in one piece, and only views with strides are put together here. Peak memory does not depend on the
+size of the model.
 """
 
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import os
-import secrets
 import shutil
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from mistral_runtime.errors import BadRequest, DiskFull, WriteFailed
+from mistral_runtime.file_writer import new_file
 from mistral_runtime.machine import peak_resident_bytes
+from mistral_runtime.mapped_file import find_mappings, offset_of
 from mistral_runtime.snapshot import find_weights, load_config
-from mistral_runtime.tensor_bytes import stream_bytes
+from mistral_runtime.tensor_bytes import flat_bytes, stream_bytes
 from mistral_runtime.weights import Checkpoint, dtype_label, open_checkpoint
 
 # Names everything that decides the result's bytes; another number where they change.
@@ -30,8 +29,6 @@ RECIPE = "safetensors-1"
 OUTPUT_NAME = "consolidated.safetensors"
 # Data that begins on a page can be mapped, and read past the page cache, as it lies.
 DATA_ALIGNMENT = 4096
-# So much is left unsynced at a time: the disk works from the start, and the last sync is short.
-_SYNC_BYTES = 256 << 20
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -85,7 +82,7 @@ def convert(snapshot: Path, out: Path, *, reserve_bytes: int = 0) -> Converted:
     size = len(header) + checkpoint.weight_bytes
     try:
         _require_room(out, size, reserve_bytes)
-        sha256 = _write_durably(target, header, checkpoint)
+        sha256 = _write(target, header, checkpoint)
     except OSError as error:
         raise _explain(error, target) from error
     dtype = dtype_label(checkpoint.dtype)
@@ -134,75 +131,23 @@ def _require_room(out: Path, size: int, reserve_bytes: int) -> None:
         )
 
 
-def _write_durably(target: Path, header: bytes, checkpoint: Checkpoint) -> str:
-    """Write the file under a hidden name, sync it, then name it; return its sha256."""
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(6)}.tmp")
+def _write(target: Path, header: bytes, checkpoint: Checkpoint) -> str:
+    """Write header and tensors and return the file's sha256."""
+    path = checkpoint.files.paths[0]
+    source = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        with _Writer(temporary) as writer:
+        mappings = find_mappings(path)
+        with new_file(target) as writer:
             writer.write(memoryview(header))
             for info in checkpoint.tensors.values():
-                for chunk in stream_bytes(checkpoint.read(info)):
+                tensor = checkpoint.read(info)
+                offset = offset_of(tensor.data_ptr(), tensor.nbytes, mappings) if tensor.is_contiguous() else None
+                copied = 0 if offset is None else writer.copy(source, offset, tensor.nbytes)
+                for chunk in stream_bytes(flat_bytes(tensor)[copied:] if copied else tensor):
                     writer.write(chunk)
-            sha256 = writer.finish()
-        temporary.replace(target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_directory(target.parent)
-    return sha256
-
-
-class _Writer:
-    """Writes a new file from front to back, hashing each chunk and syncing the earlier ones meanwhile."""
-
-    def __init__(self, path: Path) -> None:
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        self._hasher = hashlib.sha256()
-        self._position = self._synced = 0
-        # One thread each, so that a sync never delays a hash; hashlib and the disk let Python go on.
-        self._hash_thread, self._sync_thread = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
-        self._sync: Future[None] | None = None
-
-    def __enter__(self) -> _Writer:
-        return self
-
-    def __exit__(self, *_details: object) -> None:
-        self._hash_thread.shutdown()
-        self._sync_thread.shutdown()
-        os.close(self._descriptor)
-
-    def write(self, chunk: memoryview) -> None:
-        """Append a chunk; it may change once this returns."""
-        hashed = self._hash_thread.submit(self._hasher.update, chunk)
-        while chunk:
-            written = os.pwrite(self._descriptor, chunk, self._position)
-            self._position += written
-            chunk = chunk[written:]
-        hashed.result()
-        if self._position - self._synced >= _SYNC_BYTES:
-            self._await_sync()
-            self._synced = self._position
-            self._sync = self._sync_thread.submit(os.fsync, self._descriptor)
-
-    def finish(self) -> str:
-        """Make all of the file durable and return its sha256."""
-        self._await_sync()
-        os.fsync(self._descriptor)
-        return self._hasher.hexdigest()
-
-    def _await_sync(self) -> None:
-        # Its errors are ours: a failed sync is reported to one caller only.
-        if self._sync is not None:
-            self._sync.result()
-            self._sync = None
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
+            return writer.finish()
     finally:
-        os.close(descriptor)
+        os.close(source)
 
 
 def _explain(error: OSError, target: Path) -> DiskFull | WriteFailed:

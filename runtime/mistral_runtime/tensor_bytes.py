@@ -31,7 +31,7 @@ def stream_bytes(tensor: Tensor) -> Iterator[memoryview]:
             yield _raw(block.contiguous())
             release_file_pages(_storage_of(tensor))
         return
-    flat = _flat(tensor)
+    flat = flat_bytes(tensor)
     for begin in range(0, len(flat), CHUNK_BYTES):
         chunk, following = flat[begin : begin + CHUNK_BYTES], flat[begin + CHUNK_BYTES : begin + 2 * CHUNK_BYTES]
         _read_ahead(following)
@@ -63,12 +63,13 @@ def _split(tensor: Tensor, rows: int) -> Iterator[Tensor]:
     return (tensor[begin : begin + rows] for begin in range(0, len(tensor), rows))
 
 
-def _flat(tensor: Tensor) -> Tensor:
+def flat_bytes(tensor: Tensor) -> Tensor:
+    """Return a contiguous tensor's bytes as a tensor, without copying them."""
     return tensor.reshape(-1).view(torch.uint8)
 
 
 def _raw(tensor: Tensor) -> memoryview:
-    return _flat(tensor).numpy().data
+    return flat_bytes(tensor).numpy().data
 
 
 def _storage_of(tensor: Tensor) -> Tensor:

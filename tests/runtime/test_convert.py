@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from torch import Tensor
 import mistral_runtime
 from mistral_fetch.transfer.convert import PRODUCT_NAME, SAFETENSORS_RECIPE
 from mistral_runtime import convert as convert_module
-from mistral_runtime import tensor_bytes
+from mistral_runtime import file_writer, tensor_bytes
 from mistral_runtime.__main__ import main
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.convert import DATA_ALIGNMENT, OUTPUT_NAME, RECIPE, convert
@@ -67,7 +68,21 @@ def out(tmp_path: Path) -> Path:
 def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cut even tiny tensors into many chunks, and sync often."""
     monkeypatch.setattr(tensor_bytes, "CHUNK_BYTES", 1000)
-    monkeypatch.setattr(convert_module, "_SYNC_BYTES", 5000)
+    monkeypatch.setattr(file_writer, "COPY_BYTES", 1000)
+    monkeypatch.setattr(file_writer, "_HASH_BYTES", 777)
+    monkeypatch.setattr(file_writer, "SYNC_BYTES", 5000)
+
+
+def _refuse_to_copy(code: int, after: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the kernel copy `after` times, and then say why it cannot."""
+    copy, calls = os.copy_file_range, itertools.count()
+
+    def refuse(*arguments: Any) -> int:
+        if next(calls) < after:
+            return copy(*arguments)
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
 
 
 def _same_tensors(path: Path, weights: dict[str, Tensor]) -> None:
@@ -76,6 +91,9 @@ def _same_tensors(path: Path, weights: dict[str, Tensor]) -> None:
     for name, tensor in weights.items():
         assert found[name].dtype == tensor.dtype, name
         assert torch.equal(found[name], tensor), name
+
+
+needs_copy_file_range = pytest.mark.skipif(not hasattr(os, "copy_file_range"), reason="the kernel copies nothing here")
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -123,6 +141,43 @@ def test_two_conversions_give_the_same_bytes(tmp_path: Path, out: Path, write_sn
     write_snapshot(tmp_path / "source")
     (tmp_path / "second").mkdir()
     assert convert(tmp_path / "source", out).sha256 == convert(tmp_path / "source", tmp_path / "second").sha256
+
+
+@needs_copy_file_range
+@pytest.mark.parametrize("code, after", [(errno.EXDEV, 0), (errno.ENOSYS, 0), (errno.EINVAL, 5)])
+@pytest.mark.usefixtures("small_chunks")
+def test_where_the_kernel_cannot_copy_the_bytes_are_read(
+    code: int,
+    after: int,
+    tmp_path: Path,
+    out: Path,
+    write_snapshot: WriteSnapshot,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    weights = write_snapshot(tmp_path / "source")
+    _refuse_to_copy(code, after, monkeypatch)
+    done = convert(tmp_path / "source", out)
+    assert done.sha256 == hashlib.sha256(done.path.read_bytes()).hexdigest()
+    _same_tensors(done.path, weights)
+
+
+def test_without_a_map_of_the_source_the_bytes_are_read(
+    tmp_path: Path, out: Path, write_snapshot: WriteSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weights = write_snapshot(tmp_path / "source")
+    monkeypatch.setattr(convert_module, "find_mappings", lambda _path: [])
+    _refuse_to_copy(errno.EIO, 0, monkeypatch)
+    _same_tensors(convert(tmp_path / "source", out).path, weights)
+
+
+@needs_copy_file_range
+def test_a_source_that_becomes_shorter_is_told(
+    tmp_path: Path, out: Path, write_snapshot: WriteSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_snapshot(tmp_path / "source")
+    monkeypatch.setattr(os, "copy_file_range", lambda *_arguments: 0)
+    with pytest.raises(WriteFailed, match="shorter"):
+        convert(tmp_path / "source", out)
 
 
 def test_both_programs_mean_the_same_recipe_and_file() -> None:
@@ -256,8 +311,9 @@ def test_spoiled_weights_leave_nothing(name: str, tmp_path: Path, out: Path, wri
 @pytest.mark.parametrize(
     "call, code, error",
     [
-        ("pwrite", errno.ENOSPC, DiskFull),
-        ("pwrite", errno.EIO, WriteFailed),
+        pytest.param("copy_file_range", errno.ENOSPC, DiskFull, marks=needs_copy_file_range),
+        pytest.param("copy_file_range", errno.EIO, WriteFailed, marks=needs_copy_file_range),
+        ("preadv", errno.EIO, WriteFailed),
         ("fsync", errno.EDQUOT, DiskFull),
         ("fsync", errno.EIO, WriteFailed),
     ],
@@ -306,6 +362,7 @@ def test_the_file_is_durable_before_it_has_its_name(
 
     for name in ("pwrite", "fsync"):
         monkeypatch.setattr(os, name, watch(name, getattr(os, name)))
+    monkeypatch.setattr(convert_module, "find_mappings", lambda _path: [])
     monkeypatch.setattr(Path, "replace", watch("replace", Path.replace))
     convert(tmp_path / "source", out)
     assert steps[-4:] == ["pwrite", "fsync", "replace", "fsync"]
@@ -316,8 +373,27 @@ def test_a_short_write_goes_on_where_it_ended(
 ) -> None:
     weights = write_snapshot(tmp_path / "source")
     pwrite = os.pwrite
+    monkeypatch.setattr(convert_module, "find_mappings", lambda _path: [])
     monkeypatch.setattr(os, "pwrite", lambda descriptor, data, offset: pwrite(descriptor, data[:777], offset))
     _same_tensors(convert(tmp_path / "source", out).path, weights)
+
+
+def test_a_disk_that_is_full_while_bytes_are_read_and_written_is_explained(
+    tmp_path: Path, out: Path, write_snapshot: WriteSnapshot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_snapshot(tmp_path / "source")
+    monkeypatch.setattr(convert_module, "find_mappings", lambda _path: [])
+    pwrite, calls = os.pwrite, itertools.count()
+
+    def fail(*arguments: Any) -> int:
+        if next(calls) < 3:
+            return pwrite(*arguments)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(DiskFull):
+        convert(tmp_path / "source", out)
+    assert list(out.iterdir()) == []
 
 
 def test_a_disk_without_room_is_refused_before_a_byte(
@@ -345,19 +421,19 @@ def test_a_directory_that_is_not_there_is_explained(tmp_path: Path, write_snapsh
 
 # --- as a process --------------------------------------------------------------------------------------------------
 
-# Signals itself when the n-th chunk is about to be written.
+# Signals itself when something was written for the n-th time.
 STRUCK = """
-import os, sys
-from mistral_runtime import convert, tensor_bytes
+import itertools, os, sys
+from mistral_runtime import file_writer, tensor_bytes
 from mistral_runtime.__main__ import main
-tensor_bytes.CHUNK_BYTES = 1000
+tensor_bytes.CHUNK_BYTES = file_writer.COPY_BYTES = 1000
 number, at = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-write, count = convert._Writer.write, iter(range(1, 1 << 30))
-def struck(self, chunk):
+advance, count = file_writer.FileWriter._advance, itertools.count(1)
+def struck(self, length):
     if next(count) == at:
         os.kill(os.getpid(), number)
-    write(self, chunk)
-convert._Writer.write = struck
+    advance(self, length)
+file_writer.FileWriter._advance = struck
 sys.exit(main(sys.argv[1:]))
 """
 
