@@ -81,12 +81,14 @@ OWNERS = {
         for module in (
             "attention",
             "device",
+            "digest",
             "engine",
             "kv_cache",
             "layers",
             "reference",
             "rope",
             "sampling",
+            "tensor_bytes",
             "transformer",
             "weights",
         )

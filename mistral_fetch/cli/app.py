@@ -9,7 +9,20 @@ import typer
 from typer.core import TyperGroup
 
 from mistral_fetch import __version__
-from mistral_fetch.cli import cache, demo, doctor, fetch, mirror, mirror_check, publish, repair, seed, show, sign
+from mistral_fetch.cli import (
+    cache,
+    compare,
+    demo,
+    doctor,
+    fetch,
+    mirror,
+    mirror_check,
+    publish,
+    repair,
+    seed,
+    show,
+    sign,
+)
 from mistral_fetch.cli.options import show_error
 from mistral_fetch.cli.terminal import open_missing_streams, write_err
 from mistral_fetch.errors import ExitCode, UsageError
@@ -58,7 +71,7 @@ def root(
     """Download, verify, keep, share and run open-weight models, Mistral 7B first."""
 
 
-for group in (fetch, cache, repair, show, publish, sign, seed, mirror, mirror_check, doctor, demo):
+for group in (fetch, cache, repair, show, compare, publish, sign, seed, mirror, mirror_check, doctor, demo):
     group.register(app)
 
 

@@ -141,7 +141,11 @@ def _to_verify(front: FrontEnd, refs: list[str] | None, manifest: str | None) ->
                 detail="expected models, got none",
                 hint="name a directory with its manifest, or another cache with --home DIR",
             )
-        return [_ToVerify(", ".join(dict.fromkeys(keys)), layout.snapshot(digest)) for digest, keys in names.items()]
+        return [
+            item
+            for digest, keys in names.items()
+            for item in _of_snapshot(layout, ", ".join(dict.fromkeys(keys)), layout.snapshot(digest))
+        ]
     chosen = []
     for text in refs:
         if text in directories:
@@ -149,8 +153,16 @@ def _to_verify(front: FrontEnd, refs: list[str] | None, manifest: str | None) ->
             chosen.append(_ToVerify(text, directory, _manifest_of_directory(directory, manifest)))
         else:
             local = require_local(layout, text, front.settings)
-            chosen.append(_ToVerify(local.record.key, local.directory))
+            chosen += _of_snapshot(layout, local.record.key, local.directory)
     return chosen
+
+
+def _of_snapshot(layout: Layout, name: str, directory: Path) -> list[_ToVerify]:
+    """Return a snapshot and what was made of it, to be checked each by its own manifest."""
+    from mistral_fetch.store.derived import list_derived
+
+    derived = list_derived(layout, directory.name)
+    return [_ToVerify(name, directory), *(_ToVerify(f"{name} ({made.parent.name})", made) for made in derived)]
 
 
 def _is_directory(layout: Any, text: str) -> bool:
@@ -256,10 +268,7 @@ def list_models(
     text = []
     if models:
         headings = ["MODEL", "CHANNEL", "SIZE", "ASSURANCE", "PULLED", "STATE"]
-        rows = [
-            [m["ref"], m["channel"], format_size(m["size"]), m["assurance"], _age(m["pulled_at"]), m["state"]]
-            for m in models
-        ]
+        rows = [row for model in models for row in _rows(model)]
         text.append(table(headings, rows))
     if partials:
         rows = [
@@ -272,7 +281,16 @@ def list_models(
     return 0
 
 
+def _rows(model: dict[str, Any]) -> list[list[str]]:
+    """Return a model's line, and one for each form its weights were converted to."""
+    pulled = _age(model["pulled_at"])
+    row = [model["ref"], model["channel"], format_size(model["size"]), model["assurance"], pulled, model["state"]]
+    made = [["", d["recipe"], format_size(d["bytes_on_disk"]), "", "", d["state"]] for d in model["derived"]]
+    return [row, *made]
+
+
 def _model_row(layout: Layout, record: RefRecord) -> dict[str, Any]:
+    from mistral_fetch.store.derived import describe_derived
     from mistral_fetch.store.snapshots import find_snapshot, load_provenance
 
     directory = find_snapshot(layout, record.content_digest)
@@ -291,6 +309,7 @@ def _model_row(layout: Layout, record: RefRecord) -> dict[str, Any]:
         "assurance": ", ".join(levels),
         "pulled_at": record.pulled_at,
         "state": "complete" if directory else "damaged",
+        "derived": describe_derived(layout, record.content_digest),
     }
 
 
@@ -346,7 +365,7 @@ def remove(
                 execute_removal(layout, plan)
         freed += plan.freed_bytes
         plans.append(plan)
-    doomed = [str(item) for plan in plans for item in (*plan.snapshots, *plan.blobs, *plan.partials)]
+    doomed = [str(item) for plan in plans for item in (*plan.derived, *plan.snapshots, *plan.blobs, *plan.partials)]
     lines = [f"would delete {path}" for path in doomed] if dry_run else []
     lines.append(f"{'would free' if dry_run else 'freed'} {format_size(freed)}")
     front.result({"freed_bytes": freed, "deleted": doomed, "dry_run": dry_run}, "\n".join(lines))

@@ -21,3 +21,9 @@ class Via(str, Enum):
     AUTO = "auto"
     HTTP = "http"
     TORRENT = "torrent"
+
+
+class ConvertTo(str, Enum):
+    """What weights can be converted to."""
+
+    SAFETENSORS = "safetensors"

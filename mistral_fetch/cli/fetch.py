@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from mistral_fetch.cli.choices import ConvertTo
 from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals, write_out
 from mistral_fetch.cli.paths import local_directory
 from mistral_fetch.cli.services import StatusListen, watched
@@ -29,7 +30,7 @@ def register(app: typer.Typer) -> None:
     """Add this group's commands."""
     command(app, "run", transfer=True, epilog=_RUN_EXIT_CODES)(run)
     command(app, "chat", transfer=True, epilog=_RUN_EXIT_CODES)(chat)
-    command(app, "pull", transfer=True, epilog=_EXIT_CODES)(pull)
+    command(app, "pull", transfer=True, epilog=_RUN_EXIT_CODES)(pull)
 
 
 def pull(
@@ -40,28 +41,59 @@ def pull(
         bool,
         typer.Option("--dry-run", help="Print the plan and change nothing; exit as the pull would if it is refused."),
     ] = False,
+    convert: Annotated[
+        ConvertTo | None,
+        typer.Option(
+            "--convert",
+            help="Also write .pth weights in a form that cannot hold code, and print that directory instead.",
+            metavar="safetensors",
+        ),
+    ] = None,
     status_listen: StatusListen = None,
 ) -> int:
     """Fetch models, verify every byte, and print their snapshot directories. Does nothing where they are complete."""
     if dry_run:
         from mistral_fetch.cli.preview import print_plans
 
+        _refuse_dry_conversion(convert)
         return print_plans(front, refs, refresh=refresh)
+    if convert is not None:
+        from mistral_fetch.cli.convert import require_runtime
+
+        require_runtime(front, refs)
     results = [fetch(front, text, refresh=refresh, status_listen=status_listen) for text in refs]
-    fields = [
-        {
-            "ref": result.key,
-            "directory": str(result.directory),
-            "content_digest": result.content_digest,
-            "channel": result.channel,
-            "assurance": result.assurance,
-            "was_complete": result.was_complete,
-            "received_bytes": result.received_bytes,
-        }
-        for result in results
-    ]
-    front.result(fields[0] if len(fields) == 1 else fields, "\n".join(str(result.directory) for result in results))
+    fields = [_pull_fields(result) for result in results]
+    directories = [str(result.directory) for result in results]
+    if convert is not None:
+        from mistral_fetch.cli.convert import conversion_fields, convert_model
+
+        conversions = [convert_model(front, result) for result in results]
+        for told, conversion in zip(fields, conversions, strict=True):
+            told["converted"] = conversion_fields(conversion)
+        directories = [str(conversion.directory) for conversion in conversions]
+    front.result(fields[0] if len(fields) == 1 else fields, "\n".join(directories))
     return 0
+
+
+def _refuse_dry_conversion(convert: ConvertTo | None) -> None:
+    if convert is not None:
+        raise UsageError(
+            "--dry-run has no plan for --convert",
+            detail="expected one of the two: what a conversion takes is a second copy of the weights",
+            hint="leave --convert out to see what would be fetched",
+        )
+
+
+def _pull_fields(result: PullResult) -> dict[str, Any]:
+    return {
+        "ref": result.key,
+        "directory": str(result.directory),
+        "content_digest": result.content_digest,
+        "channel": result.channel,
+        "assurance": result.assurance,
+        "was_complete": result.was_complete,
+        "received_bytes": result.received_bytes,
+    }
 
 
 def fetch(front: FrontEnd, text: str, *, refresh: bool = False, status_listen: str | None = None) -> PullResult:

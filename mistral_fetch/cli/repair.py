@@ -46,10 +46,36 @@ def repair(
                 done = repair_model(ref, damage, front.settings, report, stop, front.adopt_from)
             else:
                 done = Repaired(damage.directory, {})
+            discarded = [] if dry_run else _discard_wrong_copies(front, damage.directory.name, report, stop.check)
     finally:
         undo()
-    front.result(_fields(damage, done, dry_run=dry_run), _text(damage, done, dry_run=dry_run))
+    fields = {**_fields(damage, done, dry_run=dry_run), "discarded": discarded}
+    front.result(fields, "\n".join([_text(damage, done, dry_run=dry_run), *map(_discarded_text, discarded)]))
     return 0
+
+
+def _discard_wrong_copies(front: FrontEnd, content_digest: str, report: Any, check_stop: Any) -> list[str]:
+    """Remove what was made of a model and is not what was written: it is made again from the whole model."""
+    from mistral_fetch.store.derived import discard_derived, list_derived
+    from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.lock import locked
+    from mistral_fetch.store.verify import verify_snapshot
+
+    layout = Layout(front.settings.home)
+    discarded = []
+    for directory in list_derived(layout, content_digest):
+        _, verdicts = verify_snapshot(directory, report, check_stop)
+        if all(verdict.is_good for verdict in verdicts):
+            continue
+        lock = layout.derived_lock(content_digest)
+        with locked(lock, "repair", front.settings.lock_timeout, front.note, check_stop):
+            discard_derived(directory)
+        discarded.append(str(directory))
+    return discarded
+
+
+def _discarded_text(directory: str) -> str:
+    return f"removed the damaged {directory}; mistral-fetch pull REF --convert safetensors makes it again"
 
 
 def _refuse_directory(front: FrontEnd, text: str) -> None:

@@ -74,6 +74,7 @@ def _is_catalog_name(text: str) -> bool:
 
 
 def _held(front: FrontEnd, text: str) -> list[dict[str, Any]]:
+    from mistral_fetch.store.derived import describe_derived
     from mistral_fetch.store.layout import Layout
     from mistral_fetch.store.snapshots import find_refs, find_snapshot, load_provenance
     from mistral_fetch.transfer.local import local_key
@@ -85,7 +86,8 @@ def _held(front: FrontEnd, text: str) -> list[dict[str, Any]]:
         if directory is not None:
             # What this name was pulled by: the snapshot may since have got the papers of another one.
             papers = {**load_provenance(directory), "ref": record.key, "channel": record.channel}
-            held.append({"directory": str(directory), **papers})
+            made = describe_derived(layout, record.content_digest)
+            held.append({"directory": str(directory), **papers, "derived": made})
     return held
 
 
@@ -102,4 +104,7 @@ def _held_text(held: list[dict[str, Any]]) -> str:
             lines.append(f"    {file['path']}  {size}  {file['assurance']}  sha256:{file['sha256']}")
             origin = f"from {', '.join(file['sources'])}".replace("from adopted from", "adopted from")
             lines.append(f"      {origin}, verified {file['verified_at']}")
+        for made in model["derived"]:
+            lines.append(f"    {made['recipe']}  {format_size_both(made['bytes_on_disk'])}  {made['state']}")
+            lines.append(f"      {made['directory']}")
     return "\n".join(lines)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mistral_fetch.errors import MistralFetchError, StoreError
+from mistral_fetch.store.derived import find_derived_drafts, list_derived, own_bytes
 from mistral_fetch.store.durable import disk_errors, fsync_directory, has_blocks
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
@@ -22,13 +23,19 @@ from mistral_fetch.store.snapshots import RefRecord, find_drafts, list_refs, loa
 
 @dataclass(frozen=True)
 class RemovalPlan:
-    """What a removal deletes: refs, then snapshots, then blobs; and how many bytes that frees."""
+    """What a removal deletes: refs, then what was made of snapshots, then these, then blobs; and the bytes it frees."""
 
     refs: tuple[RefRecord, ...]
     snapshots: tuple[Path, ...]
     blobs: tuple[Path, ...]
     partials: tuple[Path, ...]
     freed_bytes: int
+    derived: tuple[Path, ...] = ()
+
+    @property
+    def content_digests(self) -> set[str]:
+        """Return the snapshots that go, or from which something goes."""
+        return {path.name for path in (*self.snapshots, *self.derived) if not path.name.startswith(".")}
 
 
 def plan_removal(layout: Layout, records: Sequence[RefRecord], partials: Sequence[Path] = ()) -> RemovalPlan:
@@ -41,25 +48,34 @@ def plan_removal(layout: Layout, records: Sequence[RefRecord], partials: Sequenc
     still_used = {blob for directory in _snapshots(layout, excluded) for blob in _blobs_of(layout, directory)}
     blobs = sorted({blob for digest in doomed for blob in _blobs_of(layout, layout.snapshot(digest))} - still_used)
     snapshots = [layout.snapshot(digest) for digest in doomed if layout.snapshot(digest).is_dir()]
+    derived = [
+        path for digest in doomed for path in (*list_derived(layout, digest), *find_derived_drafts(layout, digest))
+    ]
     freed = sum(blob.stat().st_size for blob in blobs) + sum(allocated_bytes(path) for path in partials)
-    return RemovalPlan(tuple(records), (*snapshots, *drafts), tuple(blobs), tuple(partials), freed)
+    freed += sum(map(own_bytes, derived))
+    return RemovalPlan(tuple(records), (*snapshots, *drafts), tuple(blobs), tuple(partials), freed, tuple(derived))
 
 
 @contextmanager
 def held_for_removal(layout: Layout, plan: RemovalPlan) -> Iterator[None]:
     """Hold the files of a plan alone, so that no pull adopts or fills what is about to go.
 
-    A pull holds the locks of its files' partials from before it looks for their blobs until its ref is written.
+    A pull holds the locks of its files' partials from before it looks for their blobs until its ref is written; a
+    conversion holds one of its snapshot.
 
     Raises:
-        StoreLocked: A pull uses one of the files.
+        StoreLocked: A pull uses one of the files, or a conversion the snapshot.
     """
     homes = {layout.partial(f"sha256-{blob.name}") for blob in plan.blobs}
+    conversions = {layout.derived_lock(digest) for digest in plan.content_digests}
+    held = sorted({*(directory / LOCK_NAME for directory in (*homes, *plan.partials)), *conversions})
     with ExitStack() as locks:
-        for directory in sorted({*homes, *plan.partials}):
-            lock = locked(directory / LOCK_NAME, "rm", 0.0, lambda _owner: None, lambda: None)
+        for path in held:
+            lock = locked(path, "rm", 0.0, lambda _owner: None, lambda: None)
             locks.enter_context(lock)
         yield
+        for path in conversions:
+            path.unlink(missing_ok=True)
         for directory in homes:
             shutil.rmtree(directory, ignore_errors=True)  # made for its lock
 
@@ -73,7 +89,7 @@ def execute_removal(layout: Layout, plan: RemovalPlan) -> None:
     with disk_errors("removing a model", layout.home):
         for record in plan.refs:
             _remove_ref(layout.ref(record.key, record.channel))
-        for directory in plan.snapshots:
+        for directory in (*plan.derived, *plan.snapshots):
             # Not complete any more before anything in it goes, so no reader trusts a half-removed directory.
             (directory / ".complete").unlink(missing_ok=True)
             _remove_tree(directory)

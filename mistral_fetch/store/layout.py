@@ -9,8 +9,8 @@
   locks/<quoted ref>            who is working on it
   mirrors.json                  how fast, how reliable and how honest mirrors were; nothing depends on it
   trust/<quoted address>/       which signed catalogs were seen there, and a copy of the last one from a server
-  derived/<recipe>/             converted weights (made by the runtime, never by the fetcher)
-  derived/publication-<digest>/ torrents, manifest and checksums that `seed` and `mirror` made of a model
+  publications/<key>/           torrents, manifest and checksums that `seed` and `mirror` made of a model
+  derived/<recipe>/<content digest>/   converted weights of a snapshot, see :mod:`mistral_fetch.store.derived`
 """
 
 from __future__ import annotations
@@ -80,7 +80,20 @@ class Layout:
 
     def publication(self, key: str) -> Path:
         """Return where the torrents and the manifest made of a model lie, for ``seed`` and ``mirror``."""
-        return self.home / "derived" / quote_name(f"publication-{key}")
+        return self.home / "publications" / quote_name(key)
+
+    @property
+    def derivations(self) -> Path:
+        """Return the directory of everything that was made from snapshots, one folder a recipe."""
+        return self.home / "derived"
+
+    def derived(self, recipe: str, content_digest: str) -> Path:
+        """Return the directory of what a recipe makes of the snapshot with this content digest."""
+        return self.derivations / quote_name(recipe) / content_digest
+
+    def derived_lock(self, content_digest: str) -> Path:
+        """Return the lock file of everything that is made from one snapshot."""
+        return self.lock(f"derived-{content_digest}")
 
     def lock(self, key: str) -> Path:
         """Return the lock file of a ref."""

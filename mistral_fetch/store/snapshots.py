@@ -51,14 +51,16 @@ class RefRecord:
 def find_snapshot(layout: Layout, content_digest: str) -> Path | None:
     """Return the snapshot's directory if it is complete and every file is there with its size."""
     directory = layout.snapshot(content_digest)
+    return directory if is_complete(directory) else None
+
+
+def is_complete(directory: Path) -> bool:
+    """Return whether a directory has a valid ``.complete``, and every file with the size in it."""
     try:
         sizes = _read_complete(directory)["sizes"]
-        for path, size in sizes.items():
-            if (directory / path).stat().st_size != size:
-                return None
+        return all((directory / path).stat().st_size == size for path, size in sizes.items())
     except (OSError, StoreError, AttributeError):
-        return None
-    return directory
+        return False
 
 
 def load_manifest(directory: Path) -> Manifest:
@@ -155,7 +157,7 @@ def write_snapshot(
         make_directory(layout.snapshots)
         try:
             _fill(layout, manifest, provenance, signed, draft, final)
-            _move_into_place(layout, draft, final)
+            move_into_place(draft, final)
         except BaseException as error:
             shutil.rmtree(draft, ignore_errors=True)
             if isinstance(error, OSError) and find_snapshot(layout, content_digest):
@@ -227,11 +229,16 @@ def _remove_other_signed(directory: Path, signed: Signed | None) -> None:
             path.unlink(missing_ok=True)
 
 
-def _move_into_place(layout: Layout, draft: Path, final: Path) -> None:
+def move_into_place(draft: Path, final: Path) -> None:
+    """Give a finished draft its name, in place of what is not complete there.
+
+    Raises:
+        OSError: It cannot be renamed; another process may have been faster.
+    """
     try:
         draft.rename(final)
     except OSError:
-        if find_snapshot(layout, final.name) or not final.is_dir():
+        if is_complete(final) or not final.is_dir():
             raise
         # It has no valid .complete, so nobody may use it: left over from a damaged or foreign cache.
         shutil.rmtree(final)
@@ -263,15 +270,24 @@ def _fill(
     if licence is not None and not (draft / "LICENSE").exists():
         text = (resources.files("mistral_fetch") / "licences" / licence).read_bytes()
         write_durably(draft / "LICENSE", text)
-    data = serialise_metalink(manifest)
-    write_durably(draft / MANIFEST_NAME, data)
     _write_signed(draft, signed)
+    write_papers(draft, manifest, provenance)
+    reached("snapshot-laid-out")
+    complete_draft(draft, manifest)
+    reached("snapshot-complete")
+
+
+def write_papers(draft: Path, manifest: Manifest, provenance: Mapping[str, Any]) -> None:
+    """Write a draft's manifest and where its files come from, and make all names in it durable."""
+    write_durably(draft / MANIFEST_NAME, serialise_metalink(manifest))
     write_durably(draft / PROVENANCE_NAME, _json_bytes(provenance))
     for directory in {draft, *(path.parent for path in draft.rglob("*"))}:
         fsync_directory(directory)
-    reached("snapshot-laid-out")
-    write_durably(draft / COMPLETE_NAME, _completion(manifest, data))
-    reached("snapshot-complete")
+
+
+def complete_draft(draft: Path, manifest: Manifest) -> None:
+    """Write ``.complete``, the last file of a draft; all else is durable."""
+    write_durably(draft / COMPLETE_NAME, _completion(manifest, serialise_metalink(manifest)))
 
 
 def _completion(manifest: Manifest, data: bytes) -> bytes:

@@ -40,7 +40,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Run a Mistral model from a snapshot directory.",
         epilog=EXIT_CODES,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="generate|chat")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="generate|chat|convert|digest")
     generate = commands.add_parser(
         "generate", help="answer or continue one prompt", description=_GENERATE_TEXT, epilog=EXIT_CODES
     )
@@ -59,10 +59,28 @@ def build_parser() -> argparse.ArgumentParser:
         _add_answer_arguments(command)
         _add_sampling_arguments(command)
         _add_machine_arguments(command)
+    _add_weight_commands(commands)
     return parser
 
 
+def _add_weight_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    convert = commands.add_parser(
+        "convert", help="write weights without their pickle", description=_CONVERT_TEXT, epilog=EXIT_CODES
+    )
+    convert.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with consolidated.00.pth")
+    convert.add_argument("out", type=_path, metavar="OUT", help="directory to write to")
+    convert.add_argument("--reserve", type=int, default=0, metavar="BYTES", help="leave so much of the disk free")
+    digest = commands.add_parser(
+        "digest", help="hash every tensor, whatever the layout", description=_DIGEST_TEXT, epilog=EXIT_CODES
+    )
+    digest.add_argument("directories", type=_path, nargs="+", metavar="SNAPSHOT", help="directory with weights")
+    for command in (convert, digest):
+        command.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object, errors too")
+
+
 _GENERATE_TEXT = "Write the answer to stdout as it is generated; everything else goes to stderr."
+_CONVERT_TEXT = "Write OUT/consolidated.safetensors with the tensors of SNAPSHOT/consolidated.00.pth."
+_DIGEST_TEXT = "Print the sha256 of every tensor by Mistral's name, with its type and shape."
 _CHAT_TEXT = "Read questions from stdin, write answers to stdout. /reset starts over, /quit leaves."
 
 
@@ -151,6 +169,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: argparse.Namespace, interrupts: Interrupts) -> int:
+    if args.command in ("convert", "digest"):
+        return _dispatch_weights(args)
     _require_positive(args)
     prompt = _prompt(args) if args.command == "generate" else None
     # From here on torch is needed; its import takes about a second.
@@ -171,6 +191,14 @@ def _dispatch(args: argparse.Namespace, interrupts: Interrupts) -> int:
     if prompt is None:
         return run_chat(ChatOptions(**common), interrupts)
     return run_generate(GenerateOptions(**common, prompt=prompt, raw=args.raw, as_json=args.as_json), interrupts)
+
+
+def _dispatch_weights(args: argparse.Namespace) -> int:
+    from mistral_runtime.weight_commands import run_convert, run_digest
+
+    if args.command == "digest":
+        return run_digest(args.directories, as_json=args.as_json)
+    return run_convert(args.directory, args.out, reserve_bytes=args.reserve, as_json=args.as_json)
 
 
 def _prompt(args: argparse.Namespace) -> str:

@@ -7,7 +7,7 @@
         MissingTensor · UnexpectedTensor · ShapeMismatch · DtypeMismatch
         MalformedTokenizer · NonFiniteLogits
       DeviceError                      this machine cannot do what was asked
-        DeviceUnavailable · NotEnoughMemory · MissingDependency
+        DeviceUnavailable · NotEnoughMemory · MissingDependency · DiskFull · WriteFailed
       RequestError                     the question itself cannot be served
         PromptTooLong · EmptyPrompt · NoChatTemplate · BadSampling · BadRequest
 
@@ -119,6 +119,14 @@ class NotEnoughMemory(DeviceError):
 
 class MissingDependency(DeviceError):
     """A library that the runtime stands on is not installed for this interpreter."""
+
+
+class DiskFull(DeviceError):
+    """There is no room for a file that is to be written."""
+
+
+class WriteFailed(DeviceError):
+    """The disk refused to take a file for another reason."""
 
 
 class RequestError(MistralRuntimeError):

@@ -7,6 +7,7 @@ name, shape and dtype. Nothing is read twice and almost nothing is copied: tenso
 from __future__ import annotations
 
 import ctypes
+import math
 import mmap
 import pickle
 import re
@@ -61,6 +62,8 @@ _HF_LAYER_NAMES = {
     "mlp.down_proj.weight": "feed_forward.w2.weight",
     "mlp.up_proj.weight": "feed_forward.w3.weight",
 }
+# Hugging Face stores the rows of these in another order; see `to_interleaved`.
+PERMUTED_NAMES = ("attention.wq.weight", "attention.wk.weight")
 _HF_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,4})\.(.+)")
 _HF_BUFFER = re.compile(r"model\.layers\.[0-9]+\.self_attn\.rotary_emb\.inv_freq")  # derived; old exports carry it
 
@@ -73,6 +76,11 @@ class TensorInfo:
     dtype: torch.dtype | str
     path: Path
     stored_name: str
+
+    @property
+    def nbytes(self) -> int:
+        """Size of its elements; 0 where there are none or their type is not known."""
+        return 0 if isinstance(self.dtype, str) else math.prod(self.shape) * self.dtype.itemsize
 
 
 @dataclass(frozen=True)
@@ -90,23 +98,37 @@ class Checkpoint:
     @property
     def weight_bytes(self) -> int:
         """Size of all tensors as stored."""
-        return sum(torch.Size(info.shape).numel() for info in self.tensors.values()) * self.dtype.itemsize
+        return sum(info.nbytes for info in self.tensors.values())
 
 
-def open_checkpoint(files: WeightFiles, config: ModelConfig) -> Checkpoint:
+def open_checkpoint(files: WeightFiles, config: ModelConfig, *, allow_views: bool = False) -> Checkpoint:
     """Validate the weight files against `config` from their headers alone.
+
+    Args:
+        files: The weight files.
+        config: The model they are to make.
+        allow_views: Let tensors of a `.pth` be views with strides, which have to be copied to be used.
 
     Raises:
         CheckpointError: One of its kinds, naming the file and the tensor.
     """
-    if files.layout == "consolidated.pth":
-        stored, read = _open_pth(files.paths[0])
-    else:
-        stored, read = _open_safetensors(files)
-    if files.layout == "huggingface":
-        stored = _mistral_names(stored)
+    stored, read = open_tensors(files, allow_views=allow_views)
     _check_names_and_shapes(stored, config, files)
     return Checkpoint(files, _common_dtype(stored), stored, read)
+
+
+def open_tensors(
+    files: WeightFiles, *, allow_views: bool = False
+) -> tuple[dict[str, TensorInfo], Callable[[TensorInfo], Tensor]]:
+    """Return the tensors by Mistral's names, whether or not they make a model, and what maps one of them.
+
+    Raises:
+        CheckpointError: A file is not what its name promises.
+    """
+    if files.layout == "consolidated.pth":
+        return _open_pth(files.paths[0], allow_views=allow_views)
+    stored, read = _open_safetensors(files)
+    return (_mistral_names(stored) if files.layout == "huggingface" else stored), read
 
 
 def load_model(
@@ -127,7 +149,7 @@ def load_model(
     for name, info in checkpoint.tensors.items():
         mapped = checkpoint.read(info)
         tensor = mapped
-        if checkpoint.files.layout == "huggingface" and name.endswith(("attention.wq.weight", "attention.wk.weight")):
+        if checkpoint.files.layout == "huggingface" and name.endswith(PERMUTED_NAMES):
             tensor = to_interleaved(tensor, config.head_dim)
         tensor = tensor.to(device=device, dtype=dtype)
         if tensor.data_ptr() != mapped.data_ptr():
@@ -135,6 +157,11 @@ def load_model(
         state[name] = tensor
     model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False).eval()
+
+
+def dtype_label(dtype: torch.dtype | str) -> str:
+    """Return a number type as safetensors calls it, such as BF16."""
+    return next((label for label, known in DTYPES.items() if known == dtype), str(dtype))
 
 
 def to_interleaved(weight: Tensor, head_dim: int) -> Tensor:
@@ -201,13 +228,13 @@ def _check_index(index: dict[str, str], stored: dict[str, TensorInfo]) -> None:
             )
 
 
-def _open_pth(path: Path) -> tuple[dict[str, TensorInfo], Callable[[TensorInfo], Tensor]]:
-    tensors = _load_pth(path)
+def _open_pth(path: Path, *, allow_views: bool) -> tuple[dict[str, TensorInfo], Callable[[TensorInfo], Tensor]]:
+    tensors = _load_pth(path, allow_views=allow_views)
     stored = {name: TensorInfo(tuple(tensor.shape), tensor.dtype, path, name) for name, tensor in tensors.items()}
     return stored, lambda info: tensors[info.stored_name]
 
 
-def _load_pth(path: Path) -> dict[str, Tensor]:
+def _load_pth(path: Path, *, allow_views: bool) -> dict[str, Tensor]:
     """Map a `.pth` file weights-only.
 
     A pickle is a program. Its instructions are looked through first without running them, so that the error can
@@ -229,7 +256,7 @@ def _load_pth(path: Path) -> dict[str, Tensor]:
             detail=f"expected a zip archive made by torch.save, found: {_first_line(error)}",
             hint=_HINT,
         ) from error
-    tensors = _require_plain_tensors(loaded, path)
+    tensors = _require_plain_tensors(loaded, path, allow_views=allow_views)
     _require_whole_records(tensors, records, path)
     return tensors
 
@@ -260,7 +287,7 @@ def _shown(name: object) -> str:
     return repr(name[:80]) if isinstance(name, str) else f"a {type(name).__name__}"
 
 
-def _require_plain_tensors(loaded: object, path: Path) -> dict[str, Tensor]:
+def _require_plain_tensors(loaded: object, path: Path, *, allow_views: bool) -> dict[str, Tensor]:
     if not isinstance(loaded, dict):
         raise MalformedCheckpoint(
             f"{path} holds no table of tensors", detail=f"expected a dict, found {type(loaded).__name__}", hint=_HINT
@@ -273,7 +300,8 @@ def _require_plain_tensors(loaded: object, path: Path) -> dict[str, Tensor]:
                 hint=_HINT,
             )
         # A few bytes with zero strides can pose as a tensor of any size.
-        if tensor.layout != torch.strided or not tensor.is_contiguous() or tensor.device.type != "cpu":
+        is_plain = tensor.is_contiguous() or (allow_views and not _overlaps_itself(tensor))
+        if tensor.layout != torch.strided or not is_plain or tensor.device.type != "cpu":
             raise MalformedCheckpoint(
                 f"{path} holds an unusual tensor {name}",
                 detail=f"expected a plain contiguous one, found strides {tuple(tensor.stride())}",
@@ -282,16 +310,34 @@ def _require_plain_tensors(loaded: object, path: Path) -> dict[str, Tensor]:
     return loaded
 
 
+def _overlaps_itself(tensor: Tensor) -> bool:
+    """Return whether two of a tensor's elements may be the same bytes: then it is larger than what it is made of."""
+    reach = 1
+    for stride, size in sorted((stride, size) for stride, size in zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride < reach:
+                return True
+            reach = stride * size
+    return False
+
+
 def _mistral_names(stored: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
-    renamed = {}
+    renamed: dict[str, TensorInfo] = {}
     for name, info in stored.items():
         if _HF_BUFFER.fullmatch(name):
             continue
         layer = _HF_LAYER.fullmatch(name)
         if layer and layer[2] in _HF_LAYER_NAMES:
-            renamed[f"layers.{layer[1]}.{_HF_LAYER_NAMES[layer[2]]}"] = info
+            new_name = f"layers.{layer[1]}.{_HF_LAYER_NAMES[layer[2]]}"
         else:
-            renamed[_HF_TOP_NAMES.get(name, name)] = info
+            new_name = _HF_TOP_NAMES.get(name, name)
+        if new_name in renamed:
+            raise MalformedCheckpoint(
+                f"{info.path} holds {name} under another name as well",
+                detail=f"expected one tensor for {new_name}, found {renamed[new_name].stored_name} too",
+                hint=_HINT,
+            )
+        renamed[new_name] = info
     return renamed
 
 

@@ -16,6 +16,7 @@ COMMANDS = (
     "rm",
     "repair",
     "show",
+    "compare",
     "publish",
     "sign",
     "seed",

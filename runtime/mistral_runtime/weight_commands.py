@@ -1,0 +1,66 @@
+"""The commands `convert` and `digest`: call one function, print its result or its error for a person or a program."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mistral_runtime.convert import convert
+from mistral_runtime.digest import SnapshotDigest, digest_snapshot
+from mistral_runtime.errors import MistralRuntimeError
+from mistral_runtime.machine import peak_resident_bytes
+from mistral_runtime.terminal import write_out
+
+
+def run_convert(snapshot: Path, out: Path, *, reserve_bytes: int, as_json: bool) -> int:
+    """Convert and tell what was written; return the exit code."""
+
+    def work() -> tuple[dict[str, Any], str]:
+        done = convert(snapshot, out, reserve_bytes=reserve_bytes)
+        text = f"{done.path}: {done.tensors} tensors, {done.size} bytes, sha256:{done.sha256}"
+        return done.fields(), text
+
+    return _told(work, as_json=as_json)
+
+
+def run_digest(directories: Sequence[Path], *, as_json: bool) -> int:
+    """Print the digests of every tensor of each directory; return the exit code."""
+
+    def work() -> tuple[dict[str, Any], str]:
+        started = time.perf_counter()
+        found = [digest_snapshot(directory) for directory in directories]
+        fields = {
+            "snapshots": [snapshot.fields() for snapshot in found],
+            "seconds": round(time.perf_counter() - started, 6),
+            "peak_rss_bytes": peak_resident_bytes(),
+        }
+        return fields, "\n".join(map(_digest_text, found))
+
+    return _told(work, as_json=as_json)
+
+
+def _digest_text(snapshot: SnapshotDigest) -> str:
+    lines = [f"{t.sha256}  {t.dtype} {list(t.shape)}  {name!r}" for name, t in snapshot.tensors.items()]
+    return "\n".join([*lines, f"{snapshot.sha256}  all {len(lines)} tensors of {snapshot.directory}"])
+
+
+def _told(work: Callable[[], tuple[dict[str, Any], str]], *, as_json: bool) -> int:
+    """Print what `work` returns. A program gets its errors where it looks for results; people on stderr, by `main`."""
+    try:
+        fields, text = work()
+    except MistralRuntimeError as error:
+        if not as_json:
+            raise
+        write_out(json.dumps({"error": _error_fields(error)}) + "\n")
+        return error.exit_code
+    write_out((json.dumps(fields) if as_json else text) + "\n")
+    return 0
+
+
+def _error_fields(error: MistralRuntimeError) -> dict[str, str]:
+    kind = re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__).lower()
+    return {"kind": kind, "what": error.what, "detail": error.detail, "hint": error.hint}
