@@ -19,7 +19,7 @@ from mistral_fetch.bittorrent.readback import ReadBack
 from mistral_fetch.bittorrent.settings import SwarmSettings
 from mistral_fetch.bittorrent.transfer import Transfer
 from mistral_fetch.digest import Assurance
-from mistral_fetch.errors import ManifestError, TorrentMismatch
+from mistral_fetch.errors import ManifestError, StoreError, TorrentMismatch
 from mistral_fetch.events import Notice, Report, SourceConnected
 from mistral_fetch.sources.base import StopSignal, Target
 from mistral_fetch.sources.swarm_record import SpanRecorder
@@ -100,6 +100,11 @@ class SwarmSource:
                 proves_files=proves,
             ).run()
             recorder.flush()
+        except StoreError:
+            raise  # nothing more can be recorded
+        except BaseException:
+            recorder.flush()
+            raise
         finally:
             download.close()
 

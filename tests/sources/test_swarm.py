@@ -610,22 +610,24 @@ def _stop_after(leech, length):
 
 
 def test_a_finished_file_that_changed_on_the_disk_is_found_and_fetched_again(torrent, seed, leech, monkeypatch):
-    honest = Download.recheck
+    honest = Download.flush
     spoiled: list[int] = []
 
-    def spoil_once(download: Download) -> None:
+    def spoil_once(download: Download) -> bool:
+        is_flushed = honest(download)
         if not spoiled:
             path = leech.target("consolidated.00.pth").partial.data_path
             with path.open("r+b") as file:
                 file.seek(1_000_000)
                 file.write(b"\0" * 8)
             spoiled.append(1)
-        honest(download)
+        return is_flushed
 
-    monkeypatch.setattr(Download, "recheck", spoil_once)
+    monkeypatch.setattr(Download, "flush", spoil_once)
     leech.fetch(torrent, seed(torrent))
     assert spoiled
     leech.assert_exact()
+    assert any("changed the files" in event.text for event in leech.of_kind(Notice))
 
 
 def test_files_with_a_sha256_of_their_own_are_left_to_the_store(torrent, seed, leech, monkeypatch):
