@@ -51,7 +51,7 @@ class NodeTransfer(Transfer):
     last_lookup: float = 0.0
 
     def linger(self, most_seconds: float, is_stopped: Callable[[], bool]) -> None:
-        """Go on giving for as long as somebody who is connected is not complete, within limits; then leave."""
+        """Go on giving for as long as somebody who is connected is not complete, within limits."""
         self.report(Notice("complete; giving to peers that are not, as long as there are any"))
         began = wanted = time.monotonic()
         while not is_stopped() and (now := time.monotonic()) - began < most_seconds:
@@ -61,7 +61,6 @@ class NodeTransfer(Transfer):
             if now - wanted > GRACE_SECONDS:
                 break
         self._tell_uploads()
-        self.download.close()
 
     def _first_peers(self) -> list[Endpoint]:
         return []  # which of the named ones are nodes is found out first

@@ -24,7 +24,7 @@ from mistral_fetch.bittorrent.settings import SwarmSettings, for_seeds
 from mistral_fetch.bittorrent.shared import SharedDownload
 from mistral_fetch.bittorrent.transfer import Transfer
 from mistral_fetch.digest import Assurance
-from mistral_fetch.errors import ManifestError, TorrentMismatch
+from mistral_fetch.errors import ManifestError, StoreError, TorrentMismatch
 from mistral_fetch.events import Notice, Report, SourceConnected
 from mistral_fetch.sources.base import StopSignal, Target
 from mistral_fetch.sources.swarm_record import SpanRecorder
@@ -88,10 +88,10 @@ class SwarmSource:
             target.partial.prepare()
         data_paths = {index: target.partial.data_path.absolute() for index, target in by_index.items()}
         recorder = SpanRecorder({index: target.partial for index, target in by_index.items()}, self.label)
-        shares = self._settings.uploads
-        download, begin = (
-            self._node(metainfo, data_paths, report, stop) if shares else self._leech(metainfo, data_paths)
-        )
+        self._stop_sharing()
+        download, begin = self._leech(metainfo, data_paths)
+        if self._settings.uploads:
+            download, begin = self._node(metainfo, data_paths, report, stop)
         transfer = begin(
             download,
             metainfo,
@@ -109,15 +109,25 @@ class SwarmSource:
             transfer.run()
             recorder.flush()
             self._sharing = transfer if isinstance(transfer, NodeTransfer) else None
+        except StoreError:
+            raise  # nothing more can be recorded
+        except BaseException:
+            recorder.flush()
+            raise
         finally:
             if self._sharing is None:
                 download.close()
 
     def linger(self, most_seconds: float, stop: StopSignal) -> None:
         """Go on giving after a fetch that shares, for as long as somebody lacks something, within limits."""
+        if self._sharing is not None:
+            self._sharing.linger(most_seconds, stop.is_set)
+        self._stop_sharing()
+
+    def _stop_sharing(self) -> None:
         node, self._sharing = self._sharing, None
         if node is not None:
-            node.linger(most_seconds, stop.is_set)
+            node.download.close()
 
     def _leech(self, metainfo: Metainfo, data_paths: Mapping[int, Path]) -> tuple[Download, Callable[..., Transfer]]:
         return Download(metainfo, data_paths, self._state_directory, self._settings), Transfer

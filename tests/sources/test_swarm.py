@@ -627,6 +627,7 @@ def test_a_finished_file_that_changed_on_the_disk_is_found_and_fetched_again(tor
     leech.fetch(torrent, seed(torrent))
     assert spoiled
     leech.assert_exact()
+    assert any("changed the files" in event.text for event in leech.of_kind(Notice))
 
 
 def test_files_with_a_sha256_of_their_own_are_left_to_the_store(torrent, seed, leech, monkeypatch):

@@ -48,7 +48,11 @@ class Puller:
             "disk_reserve": 0,
         }
         chosen = Settings(home=self.home, **(patience | settings))
-        return pull(parse_ref(ref), chosen, self.events.append, self.stop, refresh=refresh, adopt_from=adopt_from)
+        return pull(parse_ref(ref), chosen, self.report, self.stop, refresh=refresh, adopt_from=adopt_from)
+
+    def report(self, event: Event) -> None:
+        """Remember what happened."""
+        self.events.append(event)
 
     def of_kind(self, kind: type[Any]) -> list[Any]:
         """Return the events of one kind."""
