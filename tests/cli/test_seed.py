@@ -7,6 +7,7 @@ import os
 import re
 import signal
 import socket
+import time
 import urllib.request
 from pathlib import Path
 
@@ -51,10 +52,13 @@ def test_json_at_readiness_and_at_the_end(program, service, pulled, tmp_path):
     torrent = Path(ready["kept_in"]) / "tiny-1.v1.torrent"
     done = program("pull", torrent, "--peer", peer, "--home", tmp_path / "leech", "--quiet", "--via", "torrent")
     assert done.code == 0, done.err
-    with urllib.request.urlopen(f"{ready['status_url']}/metrics", timeout=10) as answer:
-        text = answer.read().decode()
+    uploaded, deadline = 0.0, time.monotonic() + 30  # the seed looks at what it sent from time to time
+    while uploaded < SIZE and time.monotonic() < deadline:
+        with urllib.request.urlopen(f"{ready['status_url']}/metrics", timeout=10) as answer:
+            text = answer.read().decode()
+        uploaded = float(re.search(r'uploaded_bytes_total\{via="torrent"\} (\S+)', text)[1])
+    assert uploaded >= SIZE
     assert "mistral_fetch_ready 1.0" in text
-    assert float(re.search(r'uploaded_bytes_total\{via="torrent"\} (\S+)', text)[1]) >= SIZE
     code, out, err = running.stop(signal.SIGINT)
     assert (code, err) == (0, "")
     ended = json.loads(out)
