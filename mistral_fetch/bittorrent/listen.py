@@ -7,6 +7,7 @@ the port is chosen here. Between choosing and listening somebody may take it: li
 from __future__ import annotations
 
 import ipaddress
+import random
 import re
 import socket
 from collections.abc import Iterable
@@ -16,6 +17,8 @@ from mistral_fetch.errors import ConfigError
 
 # Whatever there is, on a port of the system's choice: two downloads on one machine must not be in each other's way.
 DEFAULT_LISTEN = "0.0.0.0:0,[::]:0"
+# Where a session listens that nobody was told to connect to; within the ports that systems leave to programs.
+_ANY_FIRST, _ANY_LAST, _ANY_TRIES = 20_000, 30_000, 100
 _ADDRESS = re.compile(
     r"(?:\[(?P<v6>[0-9a-fA-F:.]+)\]|(?P<host>[A-Za-z0-9_.-]{1,64})):(?P<first>\d{1,5})(?:-(?P<last>\d{1,5}))?"
 )
@@ -91,3 +94,12 @@ def _is_address(host: str | None) -> bool:
         return host is None or bool(ipaddress.ip_address(host))
     except ValueError:
         return False
+
+
+def any_listen_interfaces() -> str:
+    """Return libtorrent's ``listen_interfaces`` for one free port on all addresses.
+
+    With port 0 each address would get a port of its own, and libtorrent may tell other peers the wrong one.
+    """
+    first = random.randint(_ANY_FIRST, _ANY_LAST)
+    return listen_interfaces([f"0.0.0.0:{first}-{first + _ANY_TRIES}"])

@@ -78,7 +78,7 @@ class SwarmSettings:
         return bool(self.dht or self.lsd or self.usable_trackers(trackers))
 
 
-def for_seeds(settings: SwarmSettings) -> SwarmSettings:
+def for_seeds(settings: SwarmSettings, listen_interfaces: str) -> SwarmSettings:
     """Return what the session of a node asks that meets whole seeds only: named peers, and whom those name.
 
     It gives nothing, and listens only so that seeds tell others of this node. Each session gets half of a limit.
@@ -93,8 +93,7 @@ def for_seeds(settings: SwarmSettings) -> SwarmSettings:
         lsd=False,
         pex=not settings.proxy,
         incoming=True,
-        # One address: with two, each has a port of its own, and libtorrent may tell the wrong one.
-        listen_interfaces="0.0.0.0:0",
+        listen_interfaces=listen_interfaces,
         download_limit_bytes_per_second=limit // 2 if limit else None,
     )
 

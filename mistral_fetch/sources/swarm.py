@@ -13,6 +13,7 @@ from pathlib import Path
 
 from mistral_fetch.bittorrent.client import Download
 from mistral_fetch.bittorrent.hand_over import HandOver, PieceDownload
+from mistral_fetch.bittorrent.listen import any_listen_interfaces
 from mistral_fetch.bittorrent.magnet import Magnet
 from mistral_fetch.bittorrent.metadata import ask_for_metadata, check_is_named_by
 from mistral_fetch.bittorrent.metainfo import Metainfo, parse_metainfo
@@ -136,7 +137,7 @@ class SwarmSource:
         self, metainfo: Metainfo, data_paths: Mapping[int, Path], report: Report, stop: StopSignal
     ) -> tuple[Download, Callable[..., Transfer]]:
         """Return the download that shares, and how its run begins: with a session of its own for whole seeds."""
-        staging, settings = self._state_directory / "staged", for_seeds(self._settings)
+        staging, settings = self._state_directory / "staged", for_seeds(self._settings, any_listen_interfaces())
         shared = SharedDownload(metainfo, data_paths, self._state_directory, self._settings)
         feed = SeedFeed(shared, metainfo, data_paths)
         sizes = {file.index: file.size for file in metainfo.files if file.index in data_paths}
