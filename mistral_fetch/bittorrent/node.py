@@ -107,21 +107,24 @@ class NodeTransfer(Transfer):
                 self.nodes[peer.endpoint[0], self.download.port] = None
             elif not peer.has_all:
                 self.nodes[peer.endpoint] = None
+                if self._is_alone_on_its_host(peer, there):
+                    seeds.download.block(peer.endpoint[0])  # it has slots for so many, and meets us already
         for peer in here:
             if not peer.has_all and peer.is_known_address:
                 self.nodes[peer.endpoint] = None
-            elif self._is_whole_seed(peer, here):
+            elif peer.is_known_address and peer.endpoint not in self.nodes and self._is_alone_on_its_host(peer, here):
                 self.download.block(peer.endpoint[0])
                 seeds.download.connect([peer.endpoint])
         self.download.connect(set(self._welcome_endpoints()) - {peer.endpoint for peer in here})
-        seeds.download.connect(set(self.endpoints) - {peer.endpoint for peer in there})
+        unmet = set(self.endpoints) - self.nodes.keys() - {peer.endpoint for peer in there}
+        seeds.download.connect(unmet)
 
-    def _is_whole_seed(self, peer: ConnectedPeer, here: list[ConnectedPeer]) -> bool:
-        """Return whether a peer was complete when it was met, and can be told from others by its address."""
+    def _is_alone_on_its_host(self, peer: ConnectedPeer, others: list[ConnectedPeer]) -> bool:
+        """Return whether to block a host is to block this peer and no other: several may share one, as in a lab."""
         host = peer.endpoint[0]
-        shared = {other.endpoint[0] for other in here if other is not peer} | {node[0] for node in self.nodes}
-        is_alone = host not in shared and not ipaddress.ip_address(host).is_loopback
-        return peer.has_all and peer.is_known_address and is_alone
+        addresses = {*self.endpoints, *self.nodes, *(other.endpoint for other in others if other.is_known_address)}
+        is_shared = any(address[0] == host and address != peer.endpoint for address in addresses)
+        return not is_shared and not ipaddress.ip_address(host).is_loopback
 
     def _welcome_endpoints(self) -> list[Endpoint]:
         shunned = {*self.attribution.proven, *self.attribution.suspects}
