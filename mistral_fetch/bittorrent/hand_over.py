@@ -133,6 +133,7 @@ class HandOver(Conduct):
             self.download.read(piece)
 
     def _wish(self) -> None:
+        self.taker.advanced(self.download.received_bytes())
         wanted = set(self.taker.choose(self.download.availability()))
         for piece in (wanted & self.passed) - self.given:
             self._read(piece)  # it was here before this part of it was wanted
@@ -151,8 +152,6 @@ class HandOver(Conduct):
 
     def _look_around(self, clocks: Clocks, now: float) -> None:
         status = self.download.status()
-        received = self.download.received_bytes()
-        self.taker.advanced(received)
         total = sum(status.file_bytes.values())
         has_bytes = total != self.last_total
         self.last_total = total

@@ -13,12 +13,12 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 
 from mistral_fetch.bittorrent.metainfo import Metainfo
 from mistral_fetch.bittorrent.shared import SharedDownload
-from mistral_fetch.units import smoothed
+from mistral_fetch.units import KIB, smoothed
 
-# More at a time, and several nodes ask for the same ones.
-LEAST_ASKED = 2
-# A fast seed gets so many seconds' worth of requests instead, or its line would be idle between them.
+# So much is asked of seeds ahead of what they send, or their line would be idle between two pieces. Not more: what is
+# asked for and has not come, other nodes may ask for as well.
 ASKED_SECONDS = 0.3
+LEAST_ASKED_BYTES = 128 * KIB
 # For so long the other nodes may bring nothing before the seeds are asked for what those have.
 PATIENCE_SECONDS = 2.0
 _RATE_SECONDS = 0.5
@@ -55,6 +55,7 @@ class SeedFeed:
         (chance or random.Random()).shuffle(self._order)
         self._asked: set[int] = set()
         self._taken: set[int] = set()
+        self._received: Mapping[int, int] = {}
         self._rate: float | None = None
         self._window = clock(), 0
         self._heard = clock()
@@ -72,13 +73,16 @@ class SeedFeed:
     def choose(self, availability: Sequence[int]) -> Collection[int]:
         """Return which pieces to ask of the seeds now; what they have need not be looked at, it is everything."""
         self._asked -= self._taken
-        room = self._most() - len(self._asked)
-        if room > 0:
-            self._asked.update(self._candidates()[:room])
+        if self._outstanding() < max(LEAST_ASKED_BYTES, (self._rate or 0.0) * ASKED_SECONDS):
+            self._asked.update(self._candidates()[:1])
         return self._asked
 
     def advanced(self, received_bytes: Mapping[int, int]) -> None:
-        """Measure nothing: whole pieces come often enough."""
+        """Note how much has come of the pieces that were asked for."""
+        self._received = received_bytes
+
+    def _outstanding(self) -> int:
+        return sum(self._piece_length - self._received.get(piece, 0) for piece in self._asked)
 
     def take(self, piece: int, data: bytes) -> bool:
         """Add a piece to the node's download, which offers it to the others from then on."""
@@ -88,9 +92,6 @@ class SeedFeed:
         self._window = began, length + len(data)
         self._observe(self._clock())
         return True
-
-    def _most(self) -> int:
-        return max(LEAST_ASKED, int((self._rate or 0.0) * ASKED_SECONDS / self._piece_length))
 
     def _candidates(self) -> list[int]:
         missing = self._shared.missing() - self._asked - self._taken - self._shared.received_bytes().keys()
