@@ -59,6 +59,7 @@ class ReadBack:
         self._waiting: deque[int] = deque()
         self._failed: list[int] = []
         self._proved: set[int] = set()
+        self._buffer = memoryview(bytearray(READ_BYTES))
         self._state = threading.Condition()
         self._is_flushed = False
         self._is_over = False
@@ -179,11 +180,12 @@ class ReadBack:
         try:
             position = span.start
             while position < span.end:
-                data = os.pread(descriptor, min(READ_BYTES, span.end - position), position)
-                if not data:
+                view = self._buffer[: min(READ_BYTES, span.end - position)]
+                length = os.preadv(descriptor, [view], position)
+                if length == 0:
                     break
-                hasher.update(data)
-                position += len(data)
+                hasher.update(view[:length])
+                position += length
         finally:
             os.close(descriptor)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.server
 import socket
 import threading
+from contextlib import suppress
 from types import TracebackType
 from urllib.parse import parse_qs, urlsplit
 
@@ -25,7 +26,8 @@ class TrackerSimulator:
                 self.send_response(200)
                 self.send_header("Content-Length", str(len(body)))
                 self.end_headers()
-                self.wfile.write(body)
+                with suppress(OSError):  # whoever asked may have left
+                    self.wfile.write(body)
 
             def log_message(self, *_arguments: object) -> None:
                 """Keep the output clean."""
@@ -46,6 +48,10 @@ class TrackerSimulator:
     def add(self, host: str, port: int) -> None:
         """Tell of a peer that does not announce itself; ``host`` is an IPv4 address."""
         self._peers[host, port] = None
+
+    def forget_all(self) -> None:
+        """Tell nobody of anybody who announced itself or was added so far."""
+        self._peers.clear()
 
     def __enter__(self) -> TrackerSimulator:
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()

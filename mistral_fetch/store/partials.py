@@ -33,6 +33,8 @@ BATCH_BYTES = 64 * MIB
 # With the whole-file hash further behind than this, the processor is what is short.
 SKIP_LAG_BYTES = 64 * MIB
 
+_READ_BYTES = 256 * KIB
+
 # Foreign piece grids outside these bounds are not used for writing: tiny pieces cost a journal line each.
 MIN_PIECE_LENGTH = 64 * KIB
 MAX_PIECE_LENGTH = 64 * MIB
@@ -367,9 +369,15 @@ class Partial:
     def _hash_on_disk(self, index: int) -> str:
         span = self.grid.span(index)
         try:
-            with self.data_path.open("rb") as file:
+            with self.data_path.open("rb", buffering=0) as file:
                 file.seek(span.start)
-                return hashlib.sha256(file.read(span.length)).hexdigest()
+                hasher, left = hashlib.sha256(), span.length
+                # A piece's worth of fresh memory for each piece would cost as much as hashing half of it.
+                buffer = memoryview(bytearray(min(_READ_BYTES, span.length)))
+                while left and (length := file.readinto(buffer[:left])):
+                    hasher.update(buffer[:length])
+                    left -= length
+                return hasher.hexdigest()
         except OSError:
             return ""  # gone or unreadable (a bad sector): not present, so it is fetched and written again
 
