@@ -1,8 +1,8 @@
 """Hashing whole files while they are still being filled, so that a digest costs only the tail of the transfer.
 
 One thread walks behind the pieces: as far as a file is there without a gap, it is read back from the file and hashed.
-Pieces that an earlier process recorded are proved again on the way. Knows nothing of where bytes come from; a partial
-that somebody fills behind our back (the swarm's engine) never moves the gap, and is hashed afterwards instead.
+Pieces that an earlier process recorded are proved again on the way. Knows nothing of where bytes come from; what
+somebody writes behind our back (the swarm's engine) moves the gap when it is recorded, else it is hashed afterwards.
 """
 
 from __future__ import annotations
