@@ -11,8 +11,9 @@ from __future__ import annotations
 import ipaddress
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from mistral_fetch.bittorrent.alerts import Alert
 from mistral_fetch.bittorrent.client import ConnectedPeer, DownloadStatus
@@ -50,8 +51,16 @@ class NodeTransfer(Transfer):
     last_meeting: float = 0.0
     last_lookup: float = 0.0
 
-    def linger(self, most_seconds: float, is_stopped: Callable[[], bool]) -> None:
-        """Go on giving for as long as somebody who is connected is not complete, within limits."""
+    def linger(self, paths: Mapping[int, Path], most_seconds: float, is_stopped: Callable[[], bool]) -> None:
+        """Go on giving for as long as somebody who is connected is not complete, within limits.
+
+        Args:
+            paths: Where the finished files lie now, by index.
+            most_seconds: The longest time.
+            is_stopped: Asked often; ends it.
+        """
+        self.download.give_from(paths)
+        self.download.connect(self._welcome_endpoints())
         self.report(Notice("complete; giving to peers that are not, as long as there are any"))
         began = wanted = time.monotonic()
         while not is_stopped() and (now := time.monotonic()) - began < most_seconds:

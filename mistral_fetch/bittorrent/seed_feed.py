@@ -7,6 +7,7 @@ ones, and take the rest from each other.
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -73,8 +74,9 @@ class SeedFeed:
     def choose(self, availability: Sequence[int]) -> Collection[int]:
         """Return which pieces to ask of the seeds now; what they have need not be looked at, it is everything."""
         self._asked -= self._taken
-        if self._outstanding() < max(LEAST_ASKED_BYTES, (self._rate or 0.0) * ASKED_SECONDS):
-            self._asked.update(self._candidates()[:1])
+        room = max(LEAST_ASKED_BYTES, (self._rate or 0.0) * ASKED_SECONDS) - self._outstanding()
+        if room > 0:
+            self._asked.update(self._candidates()[: math.ceil(room / self._piece_length)])
         return self._asked
 
     def advanced(self, received_bytes: Mapping[int, int]) -> None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
+
 import libtorrent as lt
 
-from mistral_fetch.bittorrent.alerts import DiskFailed
-from mistral_fetch.bittorrent.client import Download, disk_error
+from mistral_fetch.bittorrent.alerts import DiskFailed, TorrentRemoved
+from mistral_fetch.bittorrent.client import REMOVE_TIMEOUT_SECONDS, Download, disk_error
 from mistral_fetch.bittorrent.resume import sync_files
 
 
@@ -20,6 +23,21 @@ class SharedDownload(Download):
     def add(self, piece: int, data: bytes) -> None:
         """Take a piece that was fetched elsewhere; it is checked like any other."""
         self._running_handle.add_piece(piece, data, 0)
+
+    def give_from(self, paths: Mapping[int, Path]) -> None:
+        """Give from where the finished files lie now, and write no more; peers are met anew.
+
+        Nothing is checked again, so what lies there must be what was verified.
+        """
+        have = self._running_handle.status(lt.status_flags_t.query_pieces).pieces
+        self._running_session.remove_torrent(self._running_handle)
+        self._wait_for(TorrentRemoved, REMOVE_TIMEOUT_SECONDS)
+        parameters = self._parameters()
+        parameters.renamed_files |= {index: str(path) for index, path in paths.items()}
+        parameters.have_pieces = list(map(bool, have))
+        parameters.flags |= lt.torrent_flags.upload_mode
+        parameters.url_seeds = []
+        self._handle = self._running_session.add_torrent(parameters)
 
     def settle(self) -> None:
         """Make everything received durable without leaving the swarm.

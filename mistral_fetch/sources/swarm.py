@@ -119,10 +119,18 @@ class SwarmSource:
             if self._sharing is None:
                 download.close()
 
-    def linger(self, most_seconds: float, stop: StopSignal) -> None:
-        """Go on giving after a fetch that shares, for as long as somebody lacks something, within limits."""
-        if self._sharing is not None:
-            self._sharing.linger(most_seconds, stop.is_set)
+    def linger(self, directory: Path, most_seconds: float, stop: StopSignal) -> None:
+        """Go on giving after a fetch that shares, for as long as somebody lacks something, within limits.
+
+        Args:
+            directory: Where the model is complete.
+            most_seconds: The longest time.
+            stop: Ends it.
+        """
+        node = self._sharing
+        if node is not None:
+            paths = {index: (directory / path).absolute() for index, path in node.paths.items()}
+            node.linger(paths, most_seconds, stop.is_set)
         self._stop_sharing()
 
     def _stop_sharing(self) -> None:

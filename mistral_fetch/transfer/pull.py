@@ -161,5 +161,5 @@ def _fetch(ref: Ref, job: Job) -> PullResult:
     may_adopt = bool(job.adopt_from)
     with Resolver(job.layout, job.settings, job.report, job.stop, may_adopt=may_adopt, catalog=job.catalog) as resolver:
         result = try_candidates(job, resolver.candidates(ref))
-        resolver.linger()
+        resolver.linger(result.directory)
         return result

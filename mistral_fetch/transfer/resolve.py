@@ -264,9 +264,9 @@ class Resolver:
         ordered = [*torrents, *mirrors] if shares else [*mirrors, *torrents]
         return tuple([LocalSource, *ordered] if local else ordered)
 
-    def linger(self) -> None:
-        """Go on giving what came from torrents to peers that lack it, if that was asked for."""
-        self._torrents.linger()
+    def linger(self, directory: Path) -> None:
+        """Go on giving a model that came from a torrent to peers that lack it, if that was asked for."""
+        self._torrents.linger(directory)
 
     def _http_source(self, givers: Sequence[PieceGiver] = ()) -> Source:
         return HttpSource(

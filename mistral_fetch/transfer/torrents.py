@@ -100,10 +100,10 @@ class TorrentResolver:
     def _linked_source(self, url: str) -> Source:
         return self._source(self._load_link(url))
 
-    def linger(self) -> None:
-        """Go on giving what was fetched from torrents to peers that lack it, if that was asked for; within limits."""
+    def linger(self, directory: Path) -> None:
+        """Go on giving a model that is complete in ``directory`` to peers that lack it, if that was asked for."""
         for source in self._sources:
-            source.linger(self._share_seconds, self._stop)
+            source.linger(directory, self._share_seconds, self._stop)
 
     def state_directories(self) -> list[Path]:
         """Return the state directories of the torrents opened so far."""
