@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from mistral_fetch.bittorrent import node
 from mistral_fetch.bittorrent.metainfo import parse_metainfo
 from mistral_fetch.bittorrent.seed import Seeder
 from mistral_fetch.bittorrent.settings import SwarmSettings
@@ -31,6 +32,11 @@ SEEDING = SwarmSettings(listen_interfaces="127.0.0.1:0", use_trackers=False, upl
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Publication:
     return MODEL.publish(tmp_path_factory.mktemp("publisher"))
+
+
+@pytest.fixture(autouse=True)
+def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(node, "GRACE_SECONDS", 0.5)
 
 
 @contextmanager
