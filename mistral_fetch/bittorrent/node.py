@@ -26,6 +26,9 @@ from mistral_fetch.bittorrent.transfer import Transfer
 from mistral_fetch.events import Notice
 
 MEET_SECONDS = 0.5
+# After so long without a byte seeds are asked anew for all that is missing: a piece of theirs may have been lost on its
+# way from one session to the other.
+STUCK_SECONDS = 6.0
 # A name may stand for more nodes from time to time.
 LOOKUP_SECONDS = 10.0
 # What must have passed without an incomplete peer before sharing ends: one may be reconnecting.
@@ -46,9 +49,11 @@ class NodeTransfer(Transfer):
     nodes: dict[Endpoint, None] = field(default_factory=dict)
     """Peers to exchange pieces with: they were not complete when they were met."""
     seeds: HandOver | None = None
+    asking: threading.Thread | None = None
     failure: BaseException | None = None
     downloaded_bytes: int = 0
     last_meeting: float = 0.0
+    last_anew: float = 0.0
     last_lookup: float = 0.0
 
     def linger(self, paths: Mapping[int, Path], most_seconds: float, is_stopped: Callable[[], bool]) -> None:
@@ -75,23 +80,37 @@ class NodeTransfer(Transfer):
         return []  # which of the named ones are nodes is found out first
 
     def _wait_until_finished(self) -> None:
-        self.feed.is_over = False
-        self.seeds = self.open_seeds()
-        thread = threading.Thread(target=self._ask_seeds, args=(self.seeds,), name="seeds", daemon=True)
-        thread.start()
+        self._begin_asking()
         try:
             super()._wait_until_finished()
         finally:
-            self.feed.is_over = True
-            thread.join()
+            self._end_asking()
+
+    def _begin_asking(self) -> None:
+        self.feed.begin()
+        self.seeds = self.open_seeds()
+        self.asking = threading.Thread(target=self._ask_seeds, args=(self.seeds,), name="seeds", daemon=True)
+        self.asking.start()
+
+    def _end_asking(self) -> None:
+        self.feed.is_over = True
+        if self.asking is not None and self.seeds is not None:
+            self.asking.join()
             self.seeds.download.close()
-            self.seeds = None
+        self.seeds = None
 
     def _ask_seeds(self, seeds: HandOver) -> None:
         try:
             seeds.run()
         except BaseException as error:  # noqa: BLE001 - raised by the thread that waits
             self.failure = error
+
+    def _look_for_peers(self, status: DownloadStatus, clocks: Clocks, now: float) -> None:
+        super()._look_for_peers(status, clocks, now)
+        if now - max(clocks.last_byte, self.last_anew) > STUCK_SECONDS:
+            self.last_anew = now
+            self._end_asking()
+            self._begin_asking()
 
     def _handle(self, alerts: list[Alert]) -> None:
         super()._handle(alerts)

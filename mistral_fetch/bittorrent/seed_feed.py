@@ -62,6 +62,11 @@ class SeedFeed:
         self._heard = clock()
         self.is_over = False
 
+    def begin(self) -> None:
+        """Forget what was asked for: the session that was asked is a new one."""
+        self._asked, self._taken, self._received = set(), set(), {}
+        self.is_over = False
+
     @property
     def is_alone(self) -> bool:
         """Return that nobody has to give up here: that is for the node's own download to decide."""

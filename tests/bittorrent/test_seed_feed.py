@@ -104,6 +104,15 @@ def test_what_came_is_added_and_not_asked_for_again(node):
     assert first not in node.feed.choose([])
 
 
+def test_with_a_new_session_all_that_is_missing_is_asked_for_again(node):
+    [first] = node.feed.choose([])
+    node.feed.take(first, b"lost on its way")
+    node.shared.lacking = {first}
+    assert not node.feed.choose([])
+    node.feed.begin()
+    assert set(node.feed.choose([])) == {first}
+
+
 def test_two_nodes_choose_different_pieces():
     shared = FakeShared(lacking=set(range(COUNT)))
     files = SimpleNamespace(piece_length=PIECE, piece_count=COUNT, files_in_piece=lambda _: [SimpleNamespace(index=0)])

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from mistral_fetch.bittorrent import node
+from mistral_fetch.bittorrent import node as fleet_node
 from mistral_fetch.bittorrent.metainfo import parse_metainfo
 from mistral_fetch.bittorrent.seed import Seeder
 from mistral_fetch.bittorrent.settings import SwarmSettings
@@ -36,7 +36,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Publication:
 
 @pytest.fixture(autouse=True)
 def _short_grace(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(node, "GRACE_SECONDS", 0.5)
+    monkeypatch.setattr(fleet_node, "GRACE_SECONDS", 0.5)
 
 
 @contextmanager
