@@ -19,7 +19,7 @@ demo: $(STAMP)  ## Install, then the whole product on loopback in a minute
 	$(BIN)/mistral-fetch demo
 
 test: $(STAMP)  ## Run the tests (no network, no GPU, no root needed)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist worksteal
 
 check: $(STAMP)  ## Lint, formatting and types
 	$(BIN)/ruff check $(CODE)

@@ -1,7 +1,10 @@
-"""Does the main job hold at full size? Publish, pull by HTTP and by torrent, and run a synthetic Mistral 7B.
+"""Does the main job hold at full size? Publish, pull by every channel, and run a synthetic Mistral 7B.
 
-    python benchmarks/synthetic_mistral.py /big/synth
+    python benchmarks/synthetic_mistral.py /big/synth [--only torrent]
     python benchmarks/full_size.py /big/synth /big/work
+
+The channels are a torrent, mirrors, mirrors and swarm together, and a tar whose members the manifest names. Without the
+hub layout (``--only torrent``) the run from hub shards is left out.
 
 Each stage is one process; seconds are wall time, memory is the process's own peak (``ru_maxrss``, which for the
 runtime counts mapped weights too). HTTP is served by nginx on loopback, the torrent by our loopback seeder. Caches are
@@ -18,12 +21,14 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.common import Stage, measure, nginx
+from mistral_fetch.manifest import MirrorUrl
+from mistral_fetch.metalink import parse_metalink, serialise_metalink
 from mistral_fetch.units import GIB
 
 PROMPT = "Open weights matter because"
@@ -57,7 +62,7 @@ def main() -> None:
     result = {
         "weights_gib": round(weights / GIB, 2),
         "stages": [{key: value for key, value in asdict(stage).items() if key != "output"} for stage in stages],
-        "same_tokens_from_both_layouts": True,
+        "same_tokens_from_all": True,
         "text": next(iter(texts.values())),
     }
     print(json.dumps(result, ensure_ascii=False))
@@ -81,15 +86,47 @@ def run_stages(synthetic: Path, work: Path, tokens: int) -> Iterator[Stage]:
         yield measure("pull by torrent", [*program, "pull", str(torrent), "--peer", f"127.0.0.1:{port}"], home)
     shutil.rmtree(work / "cache-torrent")
 
-    home = {"MISTRAL_FETCH_HOME": str(work / "cache-http")}
     with nginx(published, work / "nginx") as server:
         address = f"{server.url}/mistral-synthetic.meta4"
-        yield measure("pull by HTTP from nginx", [*program, "pull", address], home)
+        home = {"MISTRAL_FETCH_HOME": str(work / "cache-mixed")}
+        with seeder(torrent, synthetic / "torrent") as port:
+            mixed = [*program, "pull", address, "--peer", f"127.0.0.1:{port}"]
+            yield measure("pull by mirror and swarm", mixed, home)
+        yield measure("run from the mixed pull", [*program, "run", address, PROMPT, *generate], home)
+        shutil.rmtree(work / "cache-mixed")
+
+        _write_tar(synthetic / "torrent", published / "model.tar")
+        members = _name_members(published / "mistral-synthetic.meta4", f"{server.url}/model.tar")
+        home = {"MISTRAL_FETCH_HOME": str(work / "cache-tar")}
+        yield measure("pull members of a tar", [*program, "pull", str(members)], home)
+        yield measure("run from the tar's members", [*program, "run", str(members), PROMPT, *generate], home)
+        shutil.rmtree(work / "cache-tar")
+        (published / "model.tar").unlink()
+
+        home = {"MISTRAL_FETCH_HOME": str(work / "cache-http")}
+        yield measure("pull by HTTP from nginx", [*program, "pull", address, "--via", "http"], home)
         yield measure("pull again (nothing to do)", [*program, "pull", address], home)
         yield measure("verify", [*program, "verify", address], home)
         yield measure("run from consolidated.00.pth", [*program, "run", address, PROMPT, *generate], home)
     shutil.rmtree(work / "cache-http")
-    yield measure("run from hub shards", [*program, "run", str(synthetic / "hub"), PROMPT, *generate], home)
+    if (synthetic / "hub").is_dir():
+        yield measure("run from hub shards", [*program, "run", str(synthetic / "hub"), PROMPT, *generate], home)
+
+
+def _write_tar(directory: Path, tar: Path) -> None:
+    names = sorted(path.name for path in directory.iterdir())
+    subprocess.run(["tar", "-cf", str(tar), "-C", str(directory), *names], check=True)
+
+
+def _name_members(manifest: Path, tar_url: str) -> Path:
+    """Write a manifest whose only mirrors are members of a tar."""
+    parsed = parse_metalink(manifest.read_bytes(), manifest.as_uri())
+    entries = (
+        replace(entry, mirrors=(MirrorUrl(tar_url, 1, member=entry.path),), torrents=()) for entry in parsed.files
+    )
+    path = manifest.with_name("members.meta4")
+    path.write_bytes(serialise_metalink(parsed.with_files(entries)))
+    return path
 
 
 if __name__ == "__main__":

@@ -78,7 +78,7 @@ def seed(
     from mistral_fetch.sources.base import StopSignal
 
     refuse_offline(front, "seed")
-    options = _options(listen, limit, slots, ratio, duration, strict, dht, lsd)
+    options = _options(listen, limit, slots, ratio, duration, strict, dht, lsd, front.settings.encryption)
     trackers = _trackers(tracker or [])
     model, stop = find_model(front, ref), StopSignal()
     metrics, supervisor = Metrics("seed", model=model.name), Supervisor()
@@ -109,6 +109,7 @@ def _options(
     strict: bool,
     dht: bool,
     lsd: bool,
+    encryption: str,
 ) -> SeedOptions:
     from mistral_fetch.bittorrent.station import SeedLimits
     from mistral_fetch.publish.listen import parse_listen
@@ -118,7 +119,9 @@ def _options(
         rate = parse_size(limit) if limit else None
     except ValueError as error:
         raise ConfigError("--limit cannot be used", detail=str(error), hint="for example --limit 10MB/s") from error
-    return SeedOptions(parse_listen(listen), SeedLimits(rate or None, slots), ratio, duration, strict, dht, lsd)
+    return SeedOptions(
+        parse_listen(listen), SeedLimits(rate or None, slots), ratio, duration, strict, dht, lsd, encryption
+    )
 
 
 def _trackers(urls: list[str]) -> tuple[str, ...]:

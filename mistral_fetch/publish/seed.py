@@ -48,6 +48,7 @@ class SeedOptions:
     """Refuse to seed at all when a piece is wrong."""
     dht: bool = False
     lsd: bool = False
+    encryption: str = "allow"
     watch_seconds: float = 2.0
     """How often the files are looked at for changes."""
 
@@ -140,7 +141,9 @@ class Seeding:
         return sum(file.size for file in self.torrents[0].files)
 
     def _settings(self) -> SwarmSettings:
-        return SwarmSettings(uploads=True, dht=self.options.dht, lsd=self.options.lsd)
+        return SwarmSettings(
+            uploads=True, dht=self.options.dht, lsd=self.options.lsd, encryption=self.options.encryption
+        )
 
     def _open(self) -> None:
         listen = self.options.listen

@@ -2,7 +2,7 @@
 
 The layout is the one that ``publish`` writes, so that a mirror, a web server on ``OUT`` and this program look alike::
 
-    /NAME.meta4  /NAME.torrent  /NAME.v1.torrent  /SHA256SUMS  /NAME/<files>
+    /NAME.meta4  /NAME.torrent  /NAME.v1.torrent  /SHA256SUMS  /NAME/<files>  (/NAME.meta4.sig  /NAME.sig)
 """
 
 from __future__ import annotations
@@ -77,13 +77,21 @@ def build_site(models: Sequence[ServedModel], *, has_index: bool) -> dict[str, R
 def _papers(model: ServedModel) -> dict[str, Resource]:
     places = PublishedFiles.of(model.out, model.own_name)
     manifest = places.manifest.read_bytes()
+    signatures: dict[str, bytes] = {}
     if model.name != model.own_name:
         manifest = _renamed(manifest, model)
+    else:  # a signature is over the manifest as it was written
+        signatures = {f"/{place.name}": place.read_bytes() for place in _signatures(model) if place.is_file()}
     return {
+        **{path: _made(data, "application/json") for path, data in signatures.items()},
         f"/{model.name}.meta4": _made(manifest, _METALINK_TYPE),
         f"/{model.name}.torrent": _made(places.torrent.read_bytes(), _TORRENT_TYPE),
         f"/{model.name}.v1.torrent": _made(places.plain_torrent.read_bytes(), _TORRENT_TYPE),
     }
+
+
+def _signatures(model: ServedModel) -> tuple[Path, Path]:
+    return model.out / f"{model.own_name}.meta4.sig", model.out / f"{model.own_name}.sig"
 
 
 def _renamed(manifest: bytes, model: ServedModel) -> bytes:

@@ -78,6 +78,18 @@ def test_the_layout_is_that_of_publish(world, serve):
     assert ask(port, "/tiny.meta4")[1]["content-type"] == "application/metalink4+xml"
 
 
+def test_the_signatures_of_a_publication_are_served_beside_it(world, serve):
+    for ending in ("meta4.sig", "sig"):
+        (world.directory.parent / f"tiny.{ending}").write_bytes(b"signed")
+    try:
+        port = serve()
+    finally:
+        for ending in ("meta4.sig", "sig"):
+            (world.directory.parent / f"tiny.{ending}").unlink()
+    assert [ask(port, f"/tiny.{ending}")[::2] for ending in ("meta4.sig", "sig")] == [(200, b"signed")] * 2
+    assert ask(serve(), "/tiny.meta4.sig")[0] == 404
+
+
 def test_the_validator_is_the_digest(world, serve):
     port = serve()
     sha256 = world.published.manifest.entry("weights.bin").sha256
