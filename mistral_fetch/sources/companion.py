@@ -25,7 +25,7 @@ HEAD_START_SECONDS = 0.3
 # A giver works on what it brings in so many seconds, or its peers would run out of pieces to send.
 AHEAD_SECONDS = 3.0
 LEAST_AHEAD = 4
-MOST_AHEAD_BYTES = 256 * MIB
+MOST_AHEAD_BYTES = 64 * MIB
 # For so long nobody else may have brought anything before a giver's silence begins to count.
 OTHERS_SILENT_SECONDS = 2.0
 # What a giver may take to end after nothing is wanted of it any more.
