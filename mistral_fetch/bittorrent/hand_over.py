@@ -21,6 +21,8 @@ from mistral_fetch.store.durable import punch_hole
 
 POLL_SECONDS = 0.05
 LOOK_SECONDS = 0.25
+# Pieces that passed and are held in memory at a time; the others wait on the disk.
+MOST_READ = 2
 _WANTED = 4
 
 
@@ -95,6 +97,7 @@ class HandOver(Conduct):
     """Whether seeds are wanted at hand even while there is nothing to ask of them."""
     download: PieceDownload
     reading: set[int] = field(default_factory=set)
+    unread: dict[int, None] = field(default_factory=dict)
     passed: set[int] = field(default_factory=set)
     given: set[int] = field(default_factory=set)
     last_total: int = 0
@@ -118,6 +121,7 @@ class HandOver(Conduct):
         for alert in alerts:
             if isinstance(alert, PieceRead):
                 self.reading.discard(alert.piece)
+                self._read_on()
                 if alert.data and self.taker.take(alert.piece, alert.data):
                     self.given.add(alert.piece)
                     self.download.give_back(alert.piece)
@@ -129,6 +133,13 @@ class HandOver(Conduct):
 
     def _read(self, piece: int) -> None:
         if piece not in self.reading:
+            self.unread[piece] = None
+            self._read_on()
+
+    def _read_on(self) -> None:
+        while self.unread and len(self.reading) < MOST_READ:
+            piece = next(iter(self.unread))
+            del self.unread[piece]
             self.reading.add(piece)
             self.download.read(piece)
 
