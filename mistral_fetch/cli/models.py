@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -86,6 +87,8 @@ def prepare(
     if known is not None:
         return Prepared(model, files, place, known)
     given = trackers if out else ()
+    if (place / f"{model.name}.meta4.sig").is_file():
+        return Prepared(model, files, place, _signed_before(model, files, place, given, report))
     publish(model.directory, place, name=model.name, trackers=given, info=model.info, files=files, report=report)
     return Prepared(model, files, place, read_back(place, model.name))
 
@@ -149,3 +152,27 @@ def _published_before(model: ModelFiles, place: Path, trackers: tuple[str, ...])
     manifest = found.manifest
     is_same = manifest.content_digest().value == model.content_digest and manifest.info == model.info
     return found if is_same and found.hybrid.trackers == trackers else None
+
+
+def _signed_before(
+    model: ModelFiles, files: tuple[SourceFile, ...], place: Path, trackers: tuple[str, ...], report: Report
+) -> ReadBack:
+    """Return a signed publication as it is, after hashing the files: it must never be written over.
+
+    Raises:
+        PublishError: It is of other files, or names other trackers.
+    """
+    from mistral_fetch.publish.build import publish
+    from mistral_fetch.publish.readback import read_back
+
+    found = read_back(place, model.name)
+    with tempfile.TemporaryDirectory() as scratch:
+        made = publish(model.directory, Path(scratch), name=model.name, files=files, report=report)
+    is_same = found.manifest.content_digest() == made.manifest.content_digest()
+    if is_same and (not trackers or found.hybrid.trackers == trackers):
+        return found
+    raise PublishError(
+        f"what is signed in {place} is not this model",
+        detail="expected the same files (and trackers) as were signed, got others",
+        hint="publish it again with --sign, or give another directory with --out",
+    )

@@ -18,6 +18,7 @@ import pytest
 from mistral_fetch.simulators.publisher import PublisherSimulator
 from tests.cli.conftest import FILES, SIZE
 from tests.cli.services import ROOT
+from tests.keys import make_keys
 
 pytestmark = pytest.mark.timeout(90)
 ANY_PORT = ["--listen", "127.0.0.1:0"]
@@ -42,6 +43,24 @@ def test_a_mirrored_model_is_pulled_from_another_machine(program, service, pulle
     assert (code, out) == (0, "")
     assert re.search(r"stopped: \d+\.\d kB sent in \d+ s\n$", err)
     assert "GET" not in err
+
+
+def test_a_signed_publication_is_served_as_it_was_signed(program, service, manifest, tmp_path):
+    keys, out = make_keys(tmp_path, "publisher"), tmp_path / "site"
+    # With another licence than a mirror would know of: made anew, it would not be what was signed.
+    options = ["--out", out, "--sign", keys.private, "--licence", "MIT"]
+    assert program("publish", "./tiny", *options).code == 0
+    signed = (out / "tiny.meta4").read_bytes()
+    running = service("mirror", "./tiny", "--out", out, *ANY_PORT)
+    url = re.search(r"http://\S+", running.ready)[0]
+    done = program("pull", url, "--trust-key", keys.public, "--via", "http", "--json", "--quiet")
+    assert (done.code, done.json["assurance"]) == (0, "signed"), done.err
+    running.stop()
+    assert (out / "tiny.meta4").read_bytes() == signed
+    Path("tiny/params.json").write_bytes(b"{ }")
+    refused = program("mirror", "./tiny", "--out", out, *ANY_PORT)
+    assert (refused.code, "is not this model" in refused.err) == (2, True)
+    assert (out / "tiny.meta4").read_bytes() == signed
 
 
 def test_every_complete_model_with_an_index(program, service, pulled, tmp_path):
