@@ -2,9 +2,9 @@ from __future__ import annotations
 
 import pytest
 
-from mistral_fetch.errors import Interrupted, MirrorStatus, MirrorUnreachable, RangeRefused
+from mistral_fetch.errors import Interrupted, MirrorStatus, MirrorTimeout, MirrorUnreachable, RangeRefused
 from mistral_fetch.sources.base import StopSignal
-from mistral_fetch.sources.retry import Backoff, RetryPolicy, retrying
+from mistral_fetch.sources.retry import Backoff, RetryPolicy, is_too_silent, retrying
 from mistral_fetch.sources.status import PassingStatus, parse_retry_after
 
 POLICY = RetryPolicy(attempts=4, first_delay_seconds=1, longest_delay_seconds=3, longest_retry_after_seconds=60)
@@ -83,3 +83,24 @@ def test_retrying_can_be_stopped() -> None:
 
 def test_a_passing_status_keeps_its_public_name() -> None:
     assert busy(None).kind == "mirror-status"
+
+
+SILENT = MirrorTimeout("a", detail="b", hint="c")
+
+
+@pytest.mark.parametrize(
+    ("error", "silent_seconds", "timeout_seconds", "ends"),
+    [
+        (SILENT, 7.1, 7.0, False),
+        (SILENT, 14.2, 7.0, True),
+        (SILENT, 30.0, 30.0, False),
+        (SILENT, 60.0, 30.0, True),
+        (SILENT, 2.0, 1.0, False),
+        (BROKEN, 100.0, 7.0, False),
+        (busy(60.0), 100.0, 7.0, False),
+    ],
+)
+def test_the_second_timeout_in_a_row_ends_it_where_nobody_delivers(
+    error, silent_seconds, timeout_seconds, ends
+) -> None:
+    assert is_too_silent(error, silent_seconds, timeout_seconds) is ends
