@@ -7,8 +7,9 @@ Every host is a network namespace; its link to the switch lets through ``--rate`
 origin's like the others'. The origin runs ``seed`` (or nginx, for ``http``), each node one ``pull --share``, which is
 told of the origin alone (``named``: of all nodes). Times are those of whole processes, from the start of all to the
 moment the last model is complete and published. ``one`` is a single node, the time of one copy. ``node``: one node is
-killed with SIGKILL when it has a third and started again two seconds later. ``origin``: the origin is killed once it
-has sent 1.2 copies. What the origin sent is counted on its link, less what headers take.
+killed with SIGKILL when it has a third and started again two seconds later. ``origin``: the last node starts when the
+first one has half, and the origin is killed as soon as any node is complete, so that one copy is out. What the origin
+sent is counted on its link, less what headers take.
 
 Ends with one line of JSON.
 """
@@ -42,10 +43,10 @@ CASES = {
     "fleet": "the fleet, told of the origin",
     "named": "the fleet, all named to each",
     "node": "one node killed and restarted",
-    "origin": "origin killed after 1.2 copies",
+    "origin": "one joins late, origin killed",
     "http": "the fleet by HTTP alone",
 }
-KILLED_AT, AWAY_SECONDS, ORIGIN_COPIES = 1 / 3, 2.0, 1.2
+KILLED_AT, AWAY_SECONDS, LATE_AT = 1 / 3, 2.0, 1 / 2
 FRAMES = (MTU + 14) / (MTU - 52)  # what a link carries for each byte of payload, see namespaces.py
 GIVEN_UP = 12.0  # copies' times
 
@@ -79,9 +80,10 @@ class Field:
         nodes = self.nodes[:1] if case == "one" else self.nodes
         with serves() as origin:
             before, began = self.switch.sent_bytes(self.origin), time.monotonic()
-            pulls = {number: self._pull(number, case) for number in range(len(nodes))}
+            late = len(nodes) - 1 if case == "origin" else None
+            pulls = {number: self._pull(number, case) for number in range(len(nodes)) if number != late}
             try:
-                ended = self._watch(case, pulls, origin, began, before)
+                ended = self._watch(case, pulls, origin, began)
             finally:
                 for pull in pulls.values():
                     pull.kill()
@@ -96,12 +98,12 @@ class Field:
         pulls: dict[int, subprocess.Popen[bytes]],
         origin: subprocess.Popen[bytes],
         began: float,
-        before: int,
     ) -> dict[int, float]:
         """Wait for all nodes, and do to them what the case says; return when each was complete."""
         ended: dict[int, float] = {}
         killed_at = 0.0
-        while len(ended) < len(pulls) and time.monotonic() - began < GIVEN_UP * self.ideal_seconds:
+        late = case == "origin"
+        while (late or len(ended) < len(pulls)) and time.monotonic() - began < GIVEN_UP * self.ideal_seconds:
             time.sleep(0.05)
             for number in pulls.keys() - ended.keys():
                 if (self.work / f"cache{number}" / "snapshots").is_dir() and self._is_complete(number):
@@ -111,7 +113,9 @@ class Field:
                 killed_at = time.monotonic()
             if killed_at and pulls[1].poll() == -signal.SIGKILL and time.monotonic() - killed_at >= AWAY_SECONDS:
                 pulls[1] = self._pull(1, case)
-            if case == "origin" and self.switch.sent_bytes(self.origin) - before > ORIGIN_COPIES * FRAMES * self.size:
+            if late and self._share(0) >= LATE_AT:
+                pulls[len(pulls)], late = self._pull(len(pulls), case), False
+            if case == "origin" and ended and not late:
                 origin.kill()
         return ended
 
