@@ -43,8 +43,8 @@ class Taker(Protocol):
     def advanced(self, received_bytes: Mapping[int, int]) -> None:
         """Note how much has come of pieces that are not whole yet."""
 
-    def take(self, piece: int, data: bytes) -> bool:
-        """Take a piece that matched its hash; return whether it will never be asked for again."""
+    def take(self, piece: int, data: bytes) -> Collection[int]:
+        """Take a piece that matched its hash; return which pieces will never be asked for again."""
 
 
 class PieceDownload(Download):
@@ -122,9 +122,9 @@ class HandOver(Conduct):
             if isinstance(alert, PieceRead):
                 self.reading.discard(alert.piece)
                 self._read_on()
-                if alert.data and self.taker.take(alert.piece, alert.data):
-                    self.given.add(alert.piece)
-                    self.download.give_back(alert.piece)
+                for piece in self.taker.take(alert.piece, alert.data) if alert.data else ():
+                    self.given.add(piece)
+                    self.download.give_back(piece)
 
     def _piece_passed(self, piece: int) -> None:
         super()._piece_passed(piece)
@@ -167,8 +167,8 @@ class HandOver(Conduct):
         has_bytes = total != self.last_total
         self.last_total = total
         self._tell_peers(len(status.peers), has_bytes)
-        if has_bytes or not self.taker.is_alone:
-            clocks.last_byte = now
+        if has_bytes or not status.peers or not self.taker.is_alone:
+            clocks.last_byte = now  # being without peers has a patience of its own
         if status.peers:
             clocks.last_peer = now
         self._look_for_peers(status, clocks, now)

@@ -91,14 +91,14 @@ class SeedFeed:
     def _outstanding(self) -> int:
         return sum(self._piece_length - self._received.get(piece, 0) for piece in self._asked)
 
-    def take(self, piece: int, data: bytes) -> bool:
+    def take(self, piece: int, data: bytes) -> Collection[int]:
         """Add a piece to the node's download, which offers it to the others from then on."""
         self._shared.add(piece, data)
         self._taken.add(piece)
         began, length = self._window
         self._window = began, length + len(data)
         self._observe(self._clock())
-        return True
+        return (piece,)
 
     def _candidates(self) -> list[int]:
         missing = self._shared.missing() - self._asked - self._taken - self._shared.received_bytes().keys()

@@ -142,14 +142,20 @@ class PieceTranslator:
             came[key] = min(whole + part, length)
         self._asker.advanced(came)
 
-    def take(self, piece: int, data: bytes) -> bool:
-        """Take one of the torrent's pieces; return whether nobody will want it again."""
+    def take(self, piece: int, data: bytes) -> Collection[int]:
+        """Take one of the torrent's pieces; return which ones nobody will want again.
+
+        Those are the ones of whole pieces that were handed over: what came before it was wanted, or for somebody who
+        then was faster, may be wanted again.
+        """
+        needless: list[int] = []
         for key in self._covered.pop(piece, []):
             assembly = self._assemblies[key]
             assembly.missing.discard(piece)
             if self._copy(key, piece, data, assembly):
                 del self._assemblies[key]
-        return len(self._files_in(piece)) == 1
+                needless += (part for part in self._pieces(key) if self._files_in(part) == [key])
+        return needless
 
     def _copy(self, key: PieceKey, piece: int, data: bytes, assembly: _Assembly) -> bool:
         """Put the part that belongs to a file's piece in its place; return whether that is whole and handed over."""

@@ -98,7 +98,7 @@ def test_pieces_of_unwanted_files_are_not_asked_for(node):
 
 def test_what_came_is_added_and_not_asked_for_again(node):
     [first] = node.feed.choose([])
-    assert node.feed.take(first, b"data")
+    assert list(node.feed.take(first, b"data")) == [first]
     assert node.shared.added == [first]
     node.shared.lacking.add(first)  # it is being checked
     assert first not in node.feed.choose([])

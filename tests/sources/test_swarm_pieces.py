@@ -59,11 +59,22 @@ def test_every_piece_arrives_whole_and_once(torrent_piece, file_piece, seed):
         wanted = list(translator.choose(availability))
         piece = chance.choice(wanted)
         assert piece not in gone, "it was said that nobody would want it again"
-        if translator.take(piece, torrent[piece * torrent_piece : (piece + 1) * torrent_piece]):
-            gone.add(piece)
+        gone |= set(translator.take(piece, torrent[piece * torrent_piece : (piece + 1) * torrent_piece]))
     for (number, index), data in asker.brought.items():
         span = grids[number].span(index)
         assert data == contents[number][span.start : span.end]
+
+
+def test_what_came_before_it_was_wanted_can_be_had_again():
+    grid = PieceGrid(64, 32)
+    metainfo = SimpleNamespace(piece_length=16, files=[SimpleNamespace(index=0, offset=0)])
+    asker = Asker([grid], random.Random(0))
+    translator = PieceTranslator(metainfo, {0: (0, SimpleNamespace(partial=SimpleNamespace(grid=grid)))}, asker)
+    assert not translator.take(3, b"x" * 16), "nobody wanted it yet"
+    translator.choose([1, 1, 1, 1])
+    assert not translator.take(0, b"x" * 16), "half of a piece may be wanted anew"
+    assert set(translator.take(1, b"x" * 16)) == {0, 1}
+    assert set(translator.choose([1, 1, 1, 1])) == {2, 3}
 
 
 def test_a_piece_counts_as_had_only_when_all_of_it_is():
