@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import resource
 import shutil
@@ -10,7 +11,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -197,3 +198,15 @@ def publish(directory: Path, out: Path, *options: str) -> Path:
 def missing_programs(*names: str) -> list[str]:
     """Return which of these programs are not installed."""
     return [name for name in names if shutil.which(name) is None]
+
+
+def case_names(cases: Collection[str]) -> Callable[[str], list[str]]:
+    """Return how ``--cases`` is read: names with commas between them, each of them known."""
+
+    def read(text: str) -> list[str]:
+        names = text.split(",")
+        if unknown := set(names) - set(cases):
+            raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
+        return names
+
+    return read

@@ -31,7 +31,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import Summary, missing_programs, nginx, publish, random_file
+from benchmarks.common import Summary, case_names, missing_programs, nginx, publish, random_file
 from benchmarks.namespaces import MTU, Switch, payload_rate
 from benchmarks.plot import Bar, Group, write_bar_chart
 from mistral_fetch.units import MIB, format_size_both, parse_size
@@ -233,16 +233,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--nodes", type=int, default=8)
     parser.add_argument("--rate", type=float, default=100.0, metavar="MBIT", help="of each link (default: 100)")
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--cases", type=_cases, default=list(CASES), help=f"some of {','.join(CASES)}")
+    parser.add_argument("--cases", type=case_names(CASES), default=list(CASES), help=f"some of {','.join(CASES)}")
     parser.add_argument("--plot", type=Path, help="write the medians as an SVG")
     return parser.parse_args()
-
-
-def _cases(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := set(names) - set(CASES):
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
-    return names
 
 
 if __name__ == "__main__":

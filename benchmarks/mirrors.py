@@ -25,7 +25,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from benchmarks.common import Summary, missing_programs, publish, random_file
+from benchmarks.common import Summary, case_names, missing_programs, publish, random_file
 from benchmarks.namespaces import Network, payload_rate
 from benchmarks.plot import Bar, Group, write_bar_chart
 from benchmarks.shaped_pull import PORT, Case, Field, Links, Pull, measure_link
@@ -72,16 +72,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--link", type=float, default=200.0, metavar="MBIT", help="each link's rate (default: 200)")
     parser.add_argument("--slow", type=float, default=5.0, metavar="MBIT", help="the slow link's (default: 5)")
-    parser.add_argument("--cases", type=_cases, default=_cases(DEFAULT_CASES), help=f"some of {','.join(CASES)}")
+    parser.add_argument("--cases", type=case_names(CASES), default=DEFAULT_CASES, help=f"some of {','.join(CASES)}")
     parser.add_argument("--plot", type=Path, help="write the medians as an SVG")
     return parser.parse_args()
-
-
-def _cases(text: str) -> list[str]:
-    names = text.split(",")
-    if unknown := set(names) - set(CASES):
-        raise argparse.ArgumentTypeError(f"unknown: {', '.join(sorted(unknown))}")
-    return names
 
 
 def prepare(network: Network, work: Path, size: int, link_mbit: float, slow_mbit: float) -> Field:

@@ -8,8 +8,10 @@ import os
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 MTU = 1500
+Made = TypeVar("Made", bound="Namespaces")
 # Bytes of a full frame as tbf counts them (with Ethernet's 14), and what of it is payload: IP takes 20 bytes,
 # TCP 20 and its timestamps 12.
 _FRAME_BYTES, _PAYLOAD_BYTES = MTU + 14, MTU - 52
@@ -39,27 +41,20 @@ def inside(namespace: str) -> list[str]:
     return ["ip", "netns", "exec", namespace]
 
 
-class Network:
-    """A client and some hosts, each at the other end of one link. Nothing else is connected to them.
+class Namespaces:
+    """Network namespaces that are removed again whatever happens; a context manager."""
 
-    Args:
-        hosts: How many.
-    """
-
-    def __init__(self, hosts: int) -> None:
-        self._made: list[str] = []
-        self.client = f"mfb{os.getpid()}c"
+    def __init__(self) -> None:
         self.hosts: list[Host] = []
+        self._made: list[str] = []
         atexit.register(self.close)
         try:
-            self._add(self.client)
-            for number in range(1, hosts + 1):
-                self.hosts.append(self._connect(number))
+            self._build()
         except BaseException:
             self.close()
             raise
 
-    def __enter__(self) -> Network:
+    def __enter__(self: Made) -> Made:
         return self
 
     def __exit__(self, *_exception: object) -> None:
@@ -69,6 +64,27 @@ class Network:
         """Remove every namespace; their links go with them."""
         while self._made:
             subprocess.run(["ip", "netns", "delete", self._made.pop()], check=False)
+
+    def _build(self) -> None:
+        raise NotImplementedError
+
+    def _add(self, namespace: str) -> None:
+        _run(["ip", "netns", "add", namespace])
+        self._made.append(namespace)
+        _run(["ip", "-n", namespace, "link", "set", "lo", "up"])
+
+
+class Network(Namespaces):
+    """A client and some hosts, each at the other end of one link. Nothing else is connected to them.
+
+    Args:
+        hosts: How many.
+    """
+
+    def __init__(self, hosts: int) -> None:
+        self.client = f"mfb{os.getpid()}c"
+        self._count = hosts
+        super().__init__()
 
     def shape(self, host: Host, rate: str, burst: str = "128kb", latency: str = "50ms") -> None:
         """Let at most ``rate`` (as ``tc`` writes it, such as ``200mbit``) go from a host to the client."""
@@ -83,10 +99,10 @@ class Network:
         """Undo :meth:`cut`."""
         _run(["ip", "-n", host.namespace, "link", "set", host.device, "up"])
 
-    def _add(self, namespace: str) -> None:
-        _run(["ip", "netns", "add", namespace])
-        self._made.append(namespace)
-        _run(["ip", "-n", namespace, "link", "set", "lo", "up"])
+    def _build(self) -> None:
+        self._add(self.client)
+        for number in range(1, self._count + 1):
+            self.hosts.append(self._connect(number))
 
     def _connect(self, number: int) -> Host:
         host = Host(f"mfb{os.getpid()}m{number}", f"10.83.{number}.2", "up0")
@@ -103,7 +119,7 @@ class Network:
         return host
 
 
-class Switch:
+class Switch(Namespaces):
     """Hosts on one switch, each with a link of its own that is shaped alike in both directions.
 
     Args:
@@ -113,41 +129,22 @@ class Switch:
     """
 
     def __init__(self, hosts: int, rate: str, burst: str = "32kb", latency: str = "50ms") -> None:
-        self._made: list[str] = []
         self._switch = f"mfb{os.getpid()}s"
         self._shape = ["root", "tbf", "rate", rate, "burst", burst, "latency", latency]
-        self.hosts: list[Host] = []
-        atexit.register(self.close)
-        try:
-            self._add(self._switch)
-            _run(["ip", "-n", self._switch, "link", "add", "switch", "type", "bridge"])
-            _run(["ip", "-n", self._switch, "link", "set", "switch", "up"])
-            for number in range(1, hosts + 1):
-                self.hosts.append(self._plug_in(number))
-        except BaseException:
-            self.close()
-            raise
-
-    def __enter__(self) -> Switch:
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Remove every namespace; their links go with them."""
-        while self._made:
-            subprocess.run(["ip", "netns", "delete", self._made.pop()], check=False)
+        self._count = hosts
+        super().__init__()
 
     def sent_bytes(self, host: Host) -> int:
         """Return how many bytes went from a host to the switch, headers included."""
         text = _run(["ip", "-n", host.namespace, "-s", "-j", "link", "show", "dev", host.device])
         return int(json.loads(text)[0]["stats64"]["tx"]["bytes"])
 
-    def _add(self, namespace: str) -> None:
-        _run(["ip", "netns", "add", namespace])
-        self._made.append(namespace)
-        _run(["ip", "-n", namespace, "link", "set", "lo", "up"])
+    def _build(self) -> None:
+        self._add(self._switch)
+        _run(["ip", "-n", self._switch, "link", "add", "switch", "type", "bridge"])
+        _run(["ip", "-n", self._switch, "link", "set", "switch", "up"])
+        for number in range(1, self._count + 1):
+            self.hosts.append(self._plug_in(number))
 
     def _plug_in(self, number: int) -> Host:
         host = Host(f"mfb{os.getpid()}h{number}", f"10.84.0.{number}", "up0")

@@ -7,7 +7,7 @@ the pieces that of whoever runs the torrent: :mod:`.transfer` fills files, :mod:
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from mistral_fetch.bittorrent.alerts import (
@@ -185,7 +185,10 @@ class Conduct:
 
     def _welcome_endpoints(self) -> list[Endpoint]:
         shunned = {*self.attribution.proven, *self.attribution.suspects}
-        return [endpoint for endpoint in self.endpoints if format_peer(endpoint) not in shunned]
+        return [endpoint for endpoint in self._to_meet() if format_peer(endpoint) not in shunned]
+
+    def _to_meet(self) -> Iterable[Endpoint]:
+        return self.endpoints
 
     def _give_up_in_time(self, status: DownloadStatus, clocks: Clocks, now: float) -> None:
         silence = now - clocks.last_peer

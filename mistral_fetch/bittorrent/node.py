@@ -11,7 +11,7 @@ from __future__ import annotations
 import ipaddress
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -154,9 +154,8 @@ class NodeTransfer(Transfer):
         is_shared = any(address[0] == host and address != peer.endpoint for address in addresses)
         return not is_shared and not ipaddress.ip_address(host).is_loopback
 
-    def _welcome_endpoints(self) -> list[Endpoint]:
-        shunned = {*self.attribution.proven, *self.attribution.suspects}
-        return [node for node in self.nodes if format_peer(node) not in shunned]
+    def _to_meet(self) -> Iterable[Endpoint]:
+        return self.nodes
 
     def _tell_progress(self, status: DownloadStatus) -> bool:
         if status.downloaded_bytes > self.downloaded_bytes:
