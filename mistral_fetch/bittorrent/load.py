@@ -6,7 +6,8 @@ from typing import Any
 
 import libtorrent as lt
 
-from mistral_fetch.bittorrent.metainfo import MAX_PIECE_COUNT, MAX_TORRENT_BYTES, Metainfo, unsafe
+from mistral_fetch.bittorrent.metainfo import BLOCK_LENGTH, MAX_PIECE_COUNT, MAX_TORRENT_BYTES, Metainfo, unsafe
+from mistral_fetch.errors import UnsafeTorrent
 
 # Any: the stubs leave out that the limits are read from the same dictionary.
 _LIMITS: Any = {
@@ -23,8 +24,10 @@ def load_parameters(metainfo: Metainfo) -> lt.add_torrent_params:
     Two readers of the same bytes that disagree are how a hostile torrent would get a file past validation.
 
     Raises:
-        UnsafeTorrent: libtorrent refuses it, or sees other files, sizes or info-hashes.
+        UnsafeTorrent: libtorrent refuses it, sees other files, sizes or info-hashes, or has a fault that lets a peer
+            of this torrent write outside its memory.
     """
+    _keep_from_hash_picker_fault(metainfo)
     try:
         parameters = lt.load_torrent_buffer(metainfo.data, _LIMITS)
     except RuntimeError as error:
@@ -44,6 +47,24 @@ def load_parameters(metainfo: Metainfo) -> lt.add_torrent_params:
         raise unsafe("one reading of the torrent", f"{ours} here and {theirs} in libtorrent")
     _compare_files(metainfo, torrent.layout())
     return parameters
+
+
+def _keep_from_hash_picker_fault(metainfo: Metainfo) -> None:
+    """Refuse the one shape of torrent in which libtorrent 2.1.1 takes a rejected hash request for another.
+
+    After a failed piece it asks for the hashes of the piece's blocks, and a peer's "hash reject" (BEP 52) is then looked
+    up among the requests for hashes of pieces. Where pieces are blocks it cannot tell the two apart, and files of one
+    piece have no such requests: it writes past the end of an empty list. See its pull requests 8630 and 8863.
+    """
+    if metainfo.info_hash_v2 is None or metainfo.piece_length != BLOCK_LENGTH:
+        return
+    for file in metainfo.files:
+        if 0 < file.size <= BLOCK_LENGTH:
+            raise UnsafeTorrent(
+                f"refused to join the swarm of {metainfo.name}: a peer could crash libtorrent with it",
+                detail=f"expected pieces of 32 KiB or more beside v2 hashes, got 16 KiB and {file.path} in one of them",
+                hint="fetch with --via http, or ask the publisher for a torrent with larger pieces",
+            )
 
 
 def _compare_files(metainfo: Metainfo, layout: lt.file_storage) -> None:

@@ -23,7 +23,8 @@ UNIT_LENGTH = DEFAULT_PIECE_LENGTH
 WINDOW_LENGTH = 4 * UNIT_LENGTH
 # The file's own MD5 cannot be split; beside it, the other digests take less than three more cores.
 MAX_HASHING_THREADS = 4
-MIN_TORRENT_PIECE_LENGTH = merkle.LEAF_LENGTH
+# Two blocks: with pieces of one, a peer can crash libtorrent 2.1.1 (see bittorrent/load.py).
+MIN_TORRENT_PIECE_LENGTH = 2 * merkle.LEAF_LENGTH
 TORRENT_PIECES_WANTED = 1024
 
 
@@ -58,7 +59,7 @@ class HashedDirectory:
 
 
 def torrent_piece_length(total_size: int) -> int:
-    """Return the largest piece length up to 4 MiB that still gives about 1024 pieces, at least 16 KiB.
+    """Return the largest piece length up to 4 MiB that still gives about 1024 pieces, at least 32 KiB.
 
     A peer can only pass on whole pieces, so a small model in a few large pieces would not spread.
     """

@@ -37,7 +37,9 @@ class StreamingDecoder:
     def feed(self, token_id: int) -> str:
         """Return the text that `token_id` completes, maybe none."""
         data = self._tokenizer.token_bytes(token_id)
-        if self._at_start and data:
+        if not data:
+            return self.flush()  # a control token: sentencepiece lets no character reach across one
+        if self._at_start:
             self._at_start = False
             if self._tokenizer.begins_word(token_id):
                 data = data[1:]

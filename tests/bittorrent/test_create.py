@@ -49,7 +49,7 @@ def libtorrents_own(tmp_path, piece_length, flags):
     return decode(lt.bencode(created.generate()))
 
 
-@pytest.mark.parametrize("piece_length", [16 * KIB, 64 * KIB])
+@pytest.mark.parametrize("piece_length", [32 * KIB, 64 * KIB])
 @pytest.mark.parametrize("case", TREES)
 def test_hybrid_has_libtorrents_hash_trees(tmp_path, case, piece_length):
     hashed = hashed_directory(tmp_path, TREES[case], piece_length)

@@ -173,16 +173,24 @@ def test_paths_leave_out_the_root_and_indices_count_pad_files():
 
 def test_v2_only_torrent_has_roots_and_libtorrents_indices():
     root = "000102030405060708090a0b0c0d0e0f101112131415161718191a1b1c1d1e1f"
-    metainfo = parse_metainfo(v2({b"a": leaf(5), b"b": {b"c": leaf(7), b"e": leaf(0)}}))
+    piece_length = 2 * PIECE
+    metainfo = parse_metainfo(v2({b"a": leaf(5), b"b": {b"c": leaf(7), b"e": leaf(0)}}, piece_length=piece_length))
     assert metainfo.files == (
         TorrentFile(0, "a", 5, 0, root),
-        TorrentFile(2, "b/c", 7, PIECE, root),
-        TorrentFile(4, "b/e", 0, 2 * PIECE, None),
+        TorrentFile(2, "b/c", 7, piece_length, root),
+        TorrentFile(4, "b/e", 0, 2 * piece_length, None),
     )
     assert metainfo.info_hash_v1 is None
     assert metainfo.info_hash == metainfo.info_hash_v2
     assert metainfo.assurance == Assurance.BTV2
     load_parameters(metainfo)
+
+
+def test_a_torrent_with_which_a_peer_can_crash_libtorrent_is_kept_from_it():
+    with pytest.raises(UnsafeTorrent) as refused:
+        load_parameters(parse_metainfo(v2({b"a": leaf(PIECE)})))
+    assert "16 KiB and a in one of them" in refused.value.detail
+    load_parameters(parse_metainfo(v2({b"a": leaf(0)})))
 
 
 def test_unsorted_and_unknown_keys_do_not_change_the_info_hash():

@@ -103,12 +103,12 @@ def test_a_model_that_was_changed(program, service, manifest):
     spoil("tiny")
     shown = program("seed", "./tiny", "--torrent", "out/tiny.torrent", *ANY_PORT, "--strict", "--quiet")
     assert (shown.code, shown.out) == (32, "")
-    assert "weights.bin is wrong at bytes [98304, 114688)" in shown.err
+    assert "weights.bin is wrong at bytes [98304, 131072)" in shown.err
     running = service("seed", "./tiny", "--torrent", "out/tiny.torrent", *ANY_PORT, "--json")
-    assert json.loads(running.ready)["offered_bytes"] == SIZE - 16384
+    assert json.loads(running.ready)["offered_bytes"] == SIZE - 32768
     code, _, told = running.stop()
     assert code == 0
-    assert "weights.bin is wrong at bytes [98304, 114688); those pieces are not offered" in told
+    assert "weights.bin is wrong at bytes [98304, 131072); those pieces are not offered" in told
 
 
 def test_a_port_in_use(program, service, pulled):

@@ -146,7 +146,7 @@ def test_progress_is_told_to_the_last_byte(model, tmp_path):
 
 @pytest.mark.parametrize(
     ("total", "length"),
-    [(1, 16384), (4 * MIB, 16384), (100 * MIB, 64 * 1024), (1024 * MIB, 1 * MIB), (14 * 10**9, 4 * MIB)],
+    [(1, 32768), (4 * MIB, 32768), (100 * MIB, 64 * 1024), (1024 * MIB, 1 * MIB), (14 * 10**9, 4 * MIB)],
 )
 def test_small_models_get_small_torrent_pieces(total, length):
     assert torrent_piece_length(total) == length
