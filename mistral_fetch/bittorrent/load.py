@@ -52,9 +52,9 @@ def load_parameters(metainfo: Metainfo) -> lt.add_torrent_params:
 def _keep_from_hash_picker_fault(metainfo: Metainfo) -> None:
     """Refuse the one shape of torrent in which libtorrent 2.1.1 takes a rejected hash request for another.
 
-    After a failed piece it asks for the hashes of the piece's blocks, and a peer's "hash reject" (BEP 52) is then looked
-    up among the requests for hashes of pieces. Where pieces are blocks it cannot tell the two apart, and files of one
-    piece have no such requests: it writes past the end of an empty list. See its pull requests 8630 and 8863.
+    After a failed piece it asks for the hashes of the piece's blocks, and a peer's "hash reject" (BEP 52) is then
+    looked up among the requests for hashes of pieces. Where pieces are blocks it cannot tell the two apart, and files
+    of one piece have no such requests: it writes past the end of an empty list. See its pull requests 8630 and 8863.
     """
     if metainfo.info_hash_v2 is None or metainfo.piece_length != BLOCK_LENGTH:
         return

@@ -190,7 +190,6 @@ def test_a_torrent_with_which_a_peer_can_crash_libtorrent_is_kept_from_it():
     with pytest.raises(UnsafeTorrent) as refused:
         load_parameters(parse_metainfo(v2({b"a": leaf(PIECE)})))
     assert "16 KiB and a in one of them" in refused.value.detail
-    load_parameters(parse_metainfo(v2({b"a": leaf(0)})))
 
 
 def test_unsorted_and_unknown_keys_do_not_change_the_info_hash():
