@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -79,7 +79,9 @@ def check_context(config: ModelConfig, *, prompt_tokens: int, max_new_tokens: in
 class Generation:
     """One answer under way. Iterate over it for token ids; afterwards it says why it ended and how long it took."""
 
-    def __init__(self, model: Transformer, request: Request, *, context: int | None, prefill_chunk: int) -> None:
+    def __init__(
+        self, model: Transformer, request: Request, *, context: int | None, prefill_chunk: int, step: Step
+    ) -> None:
         positions = check_context(
             model.config,
             prompt_tokens=len(request.prompt),
@@ -93,6 +95,7 @@ class Generation:
         self._model = model
         self._request = request
         self._prefill_chunk = prefill_chunk
+        self._step = step
         self._cache = model.new_cache(positions)
 
     def __iter__(self) -> Iterator[int]:
@@ -122,7 +125,7 @@ class Generation:
         for start in range(0, len(self._request.prompt), self._prefill_chunk):
             if self._request.cancel.is_set():
                 return None
-            logits = _step(self._model, self._request.prompt[start : start + self._prefill_chunk], self._cache)
+            logits = self._step(self._model, self._request.prompt[start : start + self._prefill_chunk], self._cache)
         self.prefill_seconds = time.perf_counter() - started
         return logits
 
@@ -130,13 +133,18 @@ class Generation:
         if self._request.cancel.is_set():
             return None
         started = time.perf_counter()
-        logits = _step(self._model, [token], self._cache)
+        logits = self._step(self._model, [token], self._cache)
         self.decode_seconds += time.perf_counter() - started
         return logits
 
 
+Step = Callable[[Transformer, Sequence[int], RollingKVCache], Tensor]
+"""Appends ids to the sequence in the cache and returns the logits (V) after the last, in float32 on the CPU."""
+
+
 @torch.inference_mode()
-def _step(model: Transformer, ids: Sequence[int], cache: RollingKVCache) -> Tensor:
+def eager_step(model: Transformer, ids: Sequence[int], cache: RollingKVCache) -> Tensor:
+    """Compute one step as it is written, without graphs or compilation; see `Step`."""
     tokens = torch.tensor([ids], device=model.device)  # (1, T)
     logits: Tensor = model(tokens, cache, last_only=True)  # (1, 1, V)
     return logits[0, -1].cpu()  # (V)
@@ -145,8 +153,16 @@ def _step(model: Transformer, ids: Sequence[int], cache: RollingKVCache) -> Tens
 class Engine:
     """Answer requests, one at a time, with one model."""
 
-    def __init__(self, model: Transformer, *, context: int | None = None, prefill_chunk: int = PREFILL_CHUNK) -> None:
+    def __init__(
+        self,
+        model: Transformer,
+        *,
+        context: int | None = None,
+        prefill_chunk: int = PREFILL_CHUNK,
+        step: Step = eager_step,
+    ) -> None:
         self.model = model
+        self._step = step
         self._context = context
         self._prefill_chunk = prefill_chunk
 
@@ -156,4 +172,6 @@ class Engine:
         Raises:
             RequestError: The request cannot be served; see `check_context`.
         """
-        return Generation(self.model, request, context=self._context, prefill_chunk=self._prefill_chunk)
+        return Generation(
+            self.model, request, context=self._context, prefill_chunk=self._prefill_chunk, step=self._step
+        )

@@ -14,7 +14,7 @@ import re
 import struct
 import sys
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -131,10 +131,19 @@ def open_tensors(
     return (_mistral_names(stored) if files.layout == "huggingface" else stored), read
 
 
+WeightTransform = Callable[[str, Tensor], Tensor]
+"""Takes a tensor's name and its value in Mistral's order, and returns what the model is to have instead."""
+
+
 def load_model(
-    checkpoint: Checkpoint, config: ModelConfig, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    transforms: Sequence[WeightTransform] = (),
 ) -> Transformer:
-    """Build the model around the checkpoint's tensors.
+    """Build the model around the checkpoint's tensors, after ``transforms`` in their order.
 
     On the CPU and at the stored dtype the weights are the mapped file pages themselves. The exception is wq and wk
     of Hugging Face files, which are put into Mistral's order, so that both layouts hold the same bits and
@@ -151,6 +160,8 @@ def load_model(
         tensor = mapped
         if checkpoint.files.layout == "huggingface" and name.endswith(PERMUTED_NAMES):
             tensor = to_interleaved(tensor, config.head_dim)
+        for transform in transforms:
+            tensor = transform(name, tensor)
         tensor = tensor.to(device=device, dtype=dtype)
         if tensor.data_ptr() != mapped.data_ptr():
             release_file_pages(mapped)
