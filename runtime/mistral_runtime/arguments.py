@@ -1,0 +1,136 @@
+"""The command line as argparse sees it: commands, flags, their defaults and their help.
+
+Owns words and types only. What a command does with them is `__main__`'s to decide, and nothing here is slow to import.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from mistral_runtime.errors import BadRequest
+
+EXIT_CODES = "exit codes: 0 ok, 1 bug, 2 usage, 40 the model or this machine failed, 130 interrupted"
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise BadRequest(
+            f"{self.prog}: {message}",
+            detail="expected the arguments listed by --help",
+            hint=f"type `{self.prog} --help`",
+        )
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the whole command line."""
+    parser = _Parser(
+        prog="python -m mistral_runtime",
+        description="Run a Mistral model from a snapshot directory.",
+        epilog=EXIT_CODES,
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="generate|chat|convert|digest")
+    generate = commands.add_parser(
+        "generate", help="answer or continue one prompt", description=_GENERATE_TEXT, epilog=EXIT_CODES
+    )
+    generate.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
+    generate.add_argument(
+        "prompt", nargs="?", type=_text, metavar="PROMPT", help='the prompt; "-" or nothing reads stdin'
+    )
+    generate.add_argument(
+        "--prompt", type=_text, dest="prompt_text", metavar="TEXT", help="the prompt, whatever it looks like; wins"
+    )
+    generate.add_argument("--raw", action="store_true", help="continue the text as it is, even with an instruct model")
+    generate.add_argument("--json", action="store_true", dest="as_json", help="print one JSON result, no stream")
+    chat = commands.add_parser("chat", help="converse, one line at a time", description=_CHAT_TEXT, epilog=EXIT_CODES)
+    chat.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
+    for command in (generate, chat):
+        _add_answer_arguments(command)
+        _add_sampling_arguments(command)
+        _add_machine_arguments(command)
+    _add_weight_commands(commands)
+    return parser
+
+
+def _add_weight_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    convert = commands.add_parser(
+        "convert", help="write weights without their pickle", description=_CONVERT_TEXT, epilog=EXIT_CODES
+    )
+    convert.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with consolidated.00.pth")
+    convert.add_argument("out", type=_path, metavar="OUT", help="directory to write to")
+    convert.add_argument("--reserve", type=int, default=0, metavar="BYTES", help="leave so much of the disk free")
+    digest = commands.add_parser(
+        "digest", help="hash every tensor, whatever the layout", description=_DIGEST_TEXT, epilog=EXIT_CODES
+    )
+    digest.add_argument("directories", type=_path, nargs="+", metavar="SNAPSHOT", help="directory with weights")
+    for command in (convert, digest):
+        command.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object, errors too")
+
+
+_GENERATE_TEXT = "Write the answer to stdout as it is generated; everything else goes to stderr."
+_CONVERT_TEXT = "Write OUT/consolidated.safetensors with the tensors of SNAPSHOT/consolidated.00.pth."
+_DIGEST_TEXT = "Print the sha256 of every tensor by Mistral's name, with its type and shape."
+_CHAT_TEXT = "Read questions from stdin, write answers to stdout. /reset starts over, /quit leaves."
+
+_LITERAL_DASHES = "\0--"  # no argument can hold a NUL, so this cannot be mistaken for one
+
+_DASHES_AS_VALUE = re.compile("--[a-z-]+=--")
+
+
+def shield_dashes(argv: Sequence[str]) -> list[str]:
+    """Mark every `--` that is a text and not the end of the options: argparse drops those too."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    options = [
+        f"{argument[:-2]}{_LITERAL_DASHES}" if _DASHES_AS_VALUE.fullmatch(argument) else argument
+        for argument in argv[:end]
+    ]
+    texts = [_LITERAL_DASHES if argument == "--" else argument for argument in argv[end + 1 :]]
+    return [*options, *argv[end : end + 1], *texts]
+
+
+def _text(argument: str) -> str:
+    return argument.removeprefix("\0")
+
+
+def _path(argument: str) -> Path:
+    return Path(_text(argument))
+
+
+def _add_answer_arguments(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("answer")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (default: 256, or the room left)")
+    group.add_argument(
+        "--stop", type=_text, action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
+    group.add_argument("--system", type=_text, metavar="TEXT", help="system prompt, for instruct models")
+    group.add_argument(
+        "--chat-template",
+        choices=("auto", "v1", "v3", "demo", "none"),
+        default="auto",
+        help="how turns are written; auto goes by the directory (default), none is a base model",
+    )
+    group.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and answer together")
+    group.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+
+
+def _add_sampling_arguments(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("sampling")
+    group.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 (default) is greedy; up to 10")
+    group.add_argument("--top-k", type=int, default=0, metavar="K", help="keep the K likeliest tokens; 0 (default) all")
+    group.add_argument("--top-p", type=float, default=1.0, metavar="P", help="keep the likeliest up to this sum")
+    group.add_argument(
+        "--min-p", type=float, default=0.0, metavar="P", help="drop below this fraction of the likeliest"
+    )
+    group.add_argument("--repetition-penalty", type=float, default=1.0, metavar="R", help="above 1 avoids repetition")
+    group.add_argument("--seed", type=int, metavar="N", help="make sampling repeatable")
+
+
+def _add_machine_arguments(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("machine")
+    group.add_argument("--device", choices=("auto", "cuda", "mps", "xpu", "cpu"), default="auto")
+    group.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
+    group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as many as may run at once)")
+    group.add_argument("--ignore-memory-plan", action="store_true", help="load even if the plan does not fit")
