@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mistral_runtime.arguments import build_parser, shield_dashes
 from mistral_runtime.errors import BadRequest, Interrupted, MissingDependency, MistralRuntimeError
 from mistral_runtime.interrupts import Interrupts
+from mistral_runtime.startup import StartClock
 from mistral_runtime.terminal import decode_argument, read_prompt, silence, write_err
 
 if TYPE_CHECKING:
@@ -25,10 +26,13 @@ _DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "mistral_common", "num
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Unexpected exceptions pass through: bugs keep their traceback."""
+    # Called with arguments, it is part of a program that began earlier and for another reason.
+    clock = StartClock.of_process() if argv is None else StartClock()
+    clock.mark("interpreter")
     with Interrupts().installed() as interrupts:
         try:
             return _dispatch(
-                build_parser().parse_args(shield_dashes(sys.argv[1:] if argv is None else argv)), interrupts
+                build_parser().parse_args(shield_dashes(sys.argv[1:] if argv is None else argv)), interrupts, clock
             )
         except MistralRuntimeError as error:
             write_err(f"error: {error.what}\n  {error.detail}\n  {error.hint}")
@@ -46,15 +50,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             return Interrupted.exit_code
 
 
-def _dispatch(args: argparse.Namespace, interrupts: Interrupts) -> int:
+def _dispatch(args: argparse.Namespace, interrupts: Interrupts, clock: StartClock) -> int:
     if args.command in ("convert", "digest"):
         return _dispatch_weights(args)
     _require_positive(args)
+    if args.command in ("bench", "ppl", "logits"):
+        return _dispatch_measuring(args, clock)
     prompt = _prompt(args) if args.command == "generate" else None
-    # From here on torch is needed; its import takes about a second.
+    _import_torch(clock)
     from mistral_runtime.chat import ChatOptions, run_chat
     from mistral_runtime.generate import GenerateOptions, run_generate
 
+    clock.mark("imports")
     common = {
         "directory": args.directory,
         "sampling": _sampling(args),
@@ -65,10 +72,43 @@ def _dispatch(args: argparse.Namespace, interrupts: Interrupts) -> int:
         "system": None if args.system is None else decode_argument(args.system),
         "stops": tuple(map(decode_argument, args.stop)),
         "quiet": args.quiet,
+        "timings": args.timings,
+        "clock": clock,
     }
     if prompt is None:
         return run_chat(ChatOptions(**common), interrupts)
     return run_generate(GenerateOptions(**common, prompt=prompt, raw=args.raw, as_json=args.as_json), interrupts)
+
+
+def _dispatch_measuring(args: argparse.Namespace, clock: StartClock) -> int:
+    """Run `bench`, `ppl` or `logits`. A signal ends them at once, between two operations of torch: nothing is half done
+    that anybody would want."""
+    prompt = _prompt(args) if args.command == "logits" else None
+    _import_torch(clock)
+    from mistral_runtime.bench import BenchOptions, run_bench
+    from mistral_runtime.logits import LogitsOptions, run_logits
+    from mistral_runtime.perplexity import PerplexityOptions, run_perplexity
+
+    clock.mark("imports")
+    common = {"directory": args.directory, "compute": _compute(args), "as_json": args.as_json, "quiet": args.quiet}
+    if prompt is not None:
+        system = None if args.system is None else decode_argument(args.system)
+        template = {"raw": args.raw, "system": system, "chat_template": args.chat_template}
+        return run_logits(
+            LogitsOptions(**common, prompt=prompt, top=args.top, all_positions=args.all_positions, **template)
+        )
+    if args.command == "ppl":
+        return run_perplexity(PerplexityOptions(**common, file=args.file, context=args.context, stride=args.stride))
+    sizes = {"prompt_tokens": args.prompt_tokens, "decode_tokens": args.decode_tokens, "rounds": args.rounds}
+    return run_bench(BenchOptions(**common, **sizes, plot=args.plot, timings=args.timings, clock=clock))
+
+
+def _import_torch(clock: StartClock) -> None:
+    """Import torch before anything that uses it: one to three seconds, told apart from our own."""
+    clock.mark("arguments")
+    import torch  # noqa: F401
+
+    clock.mark("torch")
 
 
 def _dispatch_weights(args: argparse.Namespace) -> int:
@@ -84,15 +124,15 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def _require_positive(args: argparse.Namespace) -> None:
-    for name in ("max_tokens", "context", "threads"):
-        value = getattr(args, name)
+    for name in ("max_tokens", "context", "threads", "stride", "top", "prompt_tokens", "decode_tokens", "rounds"):
+        value = getattr(args, name, None)
         if value is not None and not 1 <= value <= 1 << 24:
             raise BadRequest(
                 f"--{name.replace('_', '-')} is out of range",
                 detail=f"expected a whole number from 1 to {1 << 24}, found {value}",
                 hint="correct the flag, or leave it out",
             )
-    if "" in args.stop:
+    if "" in getattr(args, "stop", ()):
         raise BadRequest(
             "--stop is empty",
             detail="expected at least one character, found none",

@@ -32,18 +32,14 @@ def build_parser() -> argparse.ArgumentParser:
         description="Run a Mistral model from a snapshot directory.",
         epilog=EXIT_CODES,
     )
-    commands = parser.add_subparsers(dest="command", required=True, metavar="generate|chat|convert|digest")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="generate|chat|bench|ppl|logits|convert|digest"
+    )
     generate = commands.add_parser(
         "generate", help="answer or continue one prompt", description=_GENERATE_TEXT, epilog=EXIT_CODES
     )
     generate.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
-    generate.add_argument(
-        "prompt", nargs="?", type=_text, metavar="PROMPT", help='the prompt; "-" or nothing reads stdin'
-    )
-    generate.add_argument(
-        "--prompt", type=_text, dest="prompt_text", metavar="TEXT", help="the prompt, whatever it looks like; wins"
-    )
-    generate.add_argument("--raw", action="store_true", help="continue the text as it is, even with an instruct model")
+    _add_prompt_arguments(generate)
     generate.add_argument("--json", action="store_true", dest="as_json", help="print one JSON result, no stream")
     chat = commands.add_parser("chat", help="converse, one line at a time", description=_CHAT_TEXT, epilog=EXIT_CODES)
     chat.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
@@ -51,8 +47,37 @@ def build_parser() -> argparse.ArgumentParser:
         _add_answer_arguments(command)
         _add_sampling_arguments(command)
         _add_machine_arguments(command)
+        _add_timings(command)
+    _add_measuring_commands(commands)
     _add_weight_commands(commands)
     return parser
+
+
+def _add_measuring_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
+    bench = commands.add_parser("bench", help="measure speed", description=_BENCH_TEXT, epilog=EXIT_CODES)
+    ppl = commands.add_parser("ppl", help="measure perplexity", description=_PPL_TEXT, epilog=EXIT_CODES)
+    logits = commands.add_parser(
+        "logits", help="print what the model expects next", description=_LOGITS_TEXT, epilog=EXIT_CODES
+    )
+    for command in (bench, ppl, logits):
+        command.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
+    bench.add_argument("--prompt-tokens", type=int, default=512, metavar="N", help="length of the prompt (512)")
+    bench.add_argument("--decode-tokens", type=int, default=32, metavar="N", help="steps after it (32)")
+    bench.add_argument("--rounds", type=int, default=3, metavar="N", help="how often, after a first pass (3)")
+    bench.add_argument("--plot", type=_path, metavar="FILE", help="draw the bandwidth as SVG; replaces the file")
+    _add_timings(bench)
+    ppl.add_argument("file", type=_path, metavar="FILE", help='UTF-8 text; "-" reads stdin')
+    ppl.add_argument("--context", type=int, metavar="N", help="tokens a window holds (2048, or the model's limit)")
+    ppl.add_argument("--stride", type=int, metavar="N", help="tokens from window to window (half of the context)")
+    _add_prompt_arguments(logits)
+    logits.add_argument("--top", type=int, default=10, metavar="K", help="how many of the likeliest tokens (10)")
+    logits.add_argument("--all", action="store_true", dest="all_positions", help="tell it for every position")
+    _add_system(logits)
+    _add_chat_template(logits)
+    for command in (bench, ppl, logits):
+        command.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object, errors too")
+        _add_quiet(command)
+        _add_machine_arguments(command)
 
 
 def _add_weight_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -73,6 +98,9 @@ def _add_weight_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
 _GENERATE_TEXT = "Write the answer to stdout as it is generated; everything else goes to stderr."
 _CONVERT_TEXT = "Write OUT/consolidated.safetensors with the tensors of SNAPSHOT/consolidated.00.pth."
 _DIGEST_TEXT = "Print the sha256 of every tensor by Mistral's name, with its type and shape."
+_BENCH_TEXT = "Measure prefill and decoding beside a plain read of memory; the last line of stdout is one JSON object."
+_PPL_TEXT = "Measure how well the model predicts a text, with the strided method, every token scored once."
+_LOGITS_TEXT = "Print the likeliest next tokens with their log probabilities, as one JSON object."
 _CHAT_TEXT = "Read questions from stdin, write answers to stdout. /reset starts over, /quit leaves."
 
 _LITERAL_DASHES = "\0--"  # no argument can hold a NUL, so this cannot be mistaken for one
@@ -99,21 +127,47 @@ def _path(argument: str) -> Path:
     return Path(_text(argument))
 
 
-def _add_answer_arguments(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group("answer")
-    group.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (default: 256, or the room left)")
-    group.add_argument(
-        "--stop", type=_text, action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+def _add_prompt_arguments(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "prompt", nargs="?", type=_text, metavar="PROMPT", help='the prompt; "-" or nothing reads stdin'
     )
+    command.add_argument(
+        "--prompt", type=_text, dest="prompt_text", metavar="TEXT", help="the prompt, whatever it looks like; wins"
+    )
+    command.add_argument("--raw", action="store_true", help="continue the text as it is, even with an instruct model")
+
+
+def _add_system(group: argparse._ActionsContainer) -> None:
     group.add_argument("--system", type=_text, metavar="TEXT", help="system prompt, for instruct models")
+
+
+def _add_chat_template(group: argparse._ActionsContainer) -> None:
     group.add_argument(
         "--chat-template",
         choices=("auto", "v1", "v3", "demo", "none"),
         default="auto",
         help="how turns are written; auto goes by the directory (default), none is a base model",
     )
-    group.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and answer together")
+
+
+def _add_quiet(group: argparse._ActionsContainer) -> None:
     group.add_argument("--quiet", action="store_true", help="nothing on stderr but errors")
+
+
+def _add_timings(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--timings", action="store_true", help="tell on stderr what the start took, part by part")
+
+
+def _add_answer_arguments(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("answer")
+    group.add_argument("--max-tokens", type=int, metavar="N", help="longest answer (default: 256, or the room left)")
+    group.add_argument(
+        "--stop", type=_text, action="append", default=[], metavar="TEXT", help="end before this text; repeatable"
+    )
+    _add_system(group)
+    _add_chat_template(group)
+    group.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and answer together")
+    _add_quiet(group)
 
 
 def _add_sampling_arguments(command: argparse.ArgumentParser) -> None:

@@ -24,6 +24,7 @@ from mistral_runtime.session import (
     open_snapshot,
     stream_answer,
 )
+from mistral_runtime.startup import StartClock
 from mistral_runtime.terminal import MAX_PROMPT_BYTES, decode_input, write_err, write_out
 
 HELP = "/reset starts over, /quit or the end of input leaves, Ctrl-C stops an answer"
@@ -42,6 +43,8 @@ class ChatOptions:
     system: str | None = None
     stops: tuple[str, ...] = field(default_factory=tuple)
     quiet: bool = False
+    timings: bool = False
+    clock: StartClock = field(default_factory=StartClock)
 
 
 def run_chat(options: ChatOptions, interrupts: Interrupts) -> int:
@@ -53,7 +56,9 @@ def run_chat(options: ChatOptions, interrupts: Interrupts) -> int:
         Interrupted: A signal while no answer was under way.
     """
     snapshot = open_snapshot(options.directory, chat_template=options.chat_template)
+    options.clock.mark("snapshot")
     template = require_template(snapshot.template, snapshot.tokenizer)
+    options.clock.mark("prompt")
     context = options.context
     if context is None and snapshot.config.context_limit is not None:
         context = min(snapshot.config.context_limit, DEFAULT_CHAT_CONTEXT)
@@ -63,6 +68,7 @@ def run_chat(options: ChatOptions, interrupts: Interrupts) -> int:
         positions=context or snapshot.config.max_position_embeddings,
         context=context,
         report=_ignore if options.quiet else write_err,
+        clock=options.clock,
     )
     if not options.quiet:
         write_err(HELP)
@@ -87,6 +93,7 @@ class Conversation:
         self._interrupts = interrupts
         self._opening = [] if options.system is None else [Message("system", options.system)]
         self._history: list[Message] = list(self._opening)
+        self._has_told_the_start = False
 
     def run(self) -> int:
         """Read lines until the end of input or /quit. A question that cannot be served ends itself, not the chat."""
@@ -110,6 +117,7 @@ class Conversation:
                 write_err(str(error))
 
     def _answer(self, question: str) -> None:
+        self._session.clock.leave_out()  # what went by was a person typing
         asked = [*self._history, Message("user", question)]
         prompt = self._template.encode(asked)
         config = self._session.snapshot.config
@@ -124,10 +132,16 @@ class Conversation:
                 emit=write_out,
             )
         write_out("" if answer.text.endswith("\n") else "\n")
+        self._tell_the_start_once()
         # A question without an answer would leave two questions in a row, which no template can write.
         if answer.text.strip():
             self._history = [*asked, Message("assistant", answer.text.strip())]
         self._say_how_it_ended(answer.finish_reason)
+
+    def _tell_the_start_once(self) -> None:
+        if self._options.timings and not self._has_told_the_start:
+            self._has_told_the_start = True
+            write_err(self._session.clock.line())
 
     def _say_how_it_ended(self, finish_reason: str) -> None:
         if finish_reason == "length":

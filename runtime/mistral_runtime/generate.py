@@ -27,6 +27,7 @@ from mistral_runtime.session import (
     open_snapshot,
     stream_answer,
 )
+from mistral_runtime.startup import StartClock
 from mistral_runtime.terminal import write_err, write_out
 
 
@@ -46,6 +47,8 @@ class GenerateOptions:
     stops: tuple[str, ...] = field(default_factory=tuple)
     as_json: bool = False
     quiet: bool = False
+    timings: bool = False
+    clock: StartClock = field(default_factory=StartClock)
 
 
 def run_generate(options: GenerateOptions, interrupts: Interrupts) -> int:
@@ -58,19 +61,26 @@ def run_generate(options: GenerateOptions, interrupts: Interrupts) -> int:
     started = time.perf_counter()
     report: Callable[[str], None] = _ignore if options.quiet else write_err
     snapshot = open_snapshot(options.directory, chat_template=options.chat_template)
-    prompt, template_stops = encode_prompt(snapshot, options)
+    options.clock.mark("snapshot")
+    prompt, template_stops = encode_prompt(snapshot, options.prompt, system=options.system, raw=options.raw)
+    options.clock.mark("prompt")
     count = answer_tokens(
         snapshot.config, prompt_tokens=len(prompt), wanted=options.max_tokens, context=options.context
     )
     session = load_session(
-        snapshot, options.compute, positions=len(prompt) + count, context=options.context, report=report
+        snapshot,
+        options.compute,
+        positions=len(prompt) + count,
+        context=options.context,
+        report=report,
+        clock=options.clock,
     )
     with interrupts.answering() as cancel:
         answer = stream_answer(
             session,
             Request(prompt, count, options.sampling, frozenset({snapshot.tokenizer.eos_id}), cancel),
             stops=(*options.stops, *template_stops),
-            strip_leading_space=not _is_continuation(snapshot, options),
+            strip_leading_space=not is_continuation(snapshot, raw=options.raw),
             emit=_ignore if options.as_json else write_out,
         )
     if options.as_json:
@@ -79,34 +89,39 @@ def run_generate(options: GenerateOptions, interrupts: Interrupts) -> int:
     elif not answer.text.endswith("\n"):
         write_out("\n")
     report(timing_line(answer))
+    if options.timings:
+        write_err(session.clock.line())
     if answer.finish_reason == "interrupted":
         interrupts.raise_if_received()
         raise Interrupted(signal.SIGINT)
     return 0
 
 
-def encode_prompt(snapshot: Snapshot, options: GenerateOptions) -> tuple[list[int], tuple[str, ...]]:
+def encode_prompt(
+    snapshot: Snapshot, prompt: str, *, system: str | None, raw: bool
+) -> tuple[list[int], tuple[str, ...]]:
     """Return the prompt's ids and the template's stop strings; a base model gets the text as it is.
 
     Raises:
         BadRequest: A system prompt without a template to put it in.
     """
-    if _is_continuation(snapshot, options):
-        if options.system is not None:
+    if is_continuation(snapshot, raw=raw):
+        if system is not None:
             raise BadRequest(
                 "a system prompt needs an instruct model",
                 detail="expected a chat template, found a base model or --raw",
                 hint="leave --system out, or name a template with --chat-template",
             )
-        return snapshot.tokenizer.encode(options.prompt), ()
+        return snapshot.tokenizer.encode(prompt), ()
     assert snapshot.template is not None
     template = ChatTemplate(snapshot.template, snapshot.tokenizer)
-    system = [] if options.system is None else [Message("system", options.system)]
-    return template.encode([*system, Message("user", options.prompt)]), template.stop_strings
+    opening = [] if system is None else [Message("system", system)]
+    return template.encode([*opening, Message("user", prompt)]), template.stop_strings
 
 
-def _is_continuation(snapshot: Snapshot, options: GenerateOptions) -> bool:
-    return options.raw or snapshot.template is None
+def is_continuation(snapshot: Snapshot, *, raw: bool) -> bool:
+    """Say whether a prompt is text to continue and not a question to answer."""
+    return raw or snapshot.template is None
 
 
 def result_object(session: Session, options: GenerateOptions, answer: Answer, total_seconds: float) -> dict[str, Any]:
@@ -123,6 +138,7 @@ def result_object(session: Session, options: GenerateOptions, answer: Answer, to
             "decode": round(answer.decode_seconds, 6),
             "total": round(total_seconds, 6),
         },
+        "timings": session.clock.fields(),
         "tokens_per_second": None if rate is None else round(rate, 3),
         "device": str(session.compute.device),
         "dtype": dtype_name(session.compute.dtype),

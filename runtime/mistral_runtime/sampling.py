@@ -73,6 +73,17 @@ def next_token(logits: Tensor, params: SamplingParams, *, seen: Iterable[int], g
     Raises:
         NonFiniteLogits: The model computed NaN or infinity.
     """
+    require_finite(logits)
+    if params.repetition_penalty != 1:
+        logits = penalize(logits, seen, params.repetition_penalty)
+    if params.temperature == 0:
+        return int(logits.argmax())
+    probabilities = token_probabilities(logits, params)
+    return int(torch.multinomial(probabilities, 1, generator=generator))
+
+
+def require_finite(logits: Tensor) -> None:
+    """Raise NonFiniteLogits if any value of `logits`, whatever its shape, is NaN or infinite."""
     finite = torch.isfinite(logits)
     if not bool(finite.all()):
         raise NonFiniteLogits(
@@ -80,12 +91,6 @@ def next_token(logits: Tensor, params: SamplingParams, *, seen: Iterable[int], g
             detail=f"expected finite logits, found {int((~finite).sum())} of {logits.numel()} that are not",
             hint="verify the snapshot; if it is intact, try --dtype float32",
         )
-    if params.repetition_penalty != 1:
-        logits = penalize(logits, seen, params.repetition_penalty)
-    if params.temperature == 0:
-        return int(logits.argmax())
-    probabilities = token_probabilities(logits, params)
-    return int(torch.multinomial(probabilities, 1, generator=generator))
 
 
 def token_probabilities(logits: Tensor, params: SamplingParams) -> Tensor:

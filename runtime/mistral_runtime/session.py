@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mistral_runtime.config import ModelConfig
@@ -22,7 +22,8 @@ from mistral_runtime.snapshot import (
     find_weights,
     load_config,
 )
-from mistral_runtime.text_stream import StopMatcher, StreamingDecoder
+from mistral_runtime.startup import StartClock
+from mistral_runtime.text_stream import StopMatcher, StreamingDecoder, text_pieces
 from mistral_runtime.tokenizer import Tokenizer
 from mistral_runtime.weights import load_model, open_checkpoint
 
@@ -54,12 +55,13 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model."""
+    """A loaded model. `clock` times the start, up to the first token of the first answer."""
 
     snapshot: Snapshot
     compute: Compute
     engine: Engine
     load_seconds: float
+    clock: StartClock = field(default_factory=StartClock)
 
 
 def open_snapshot(directory: Path, *, chat_template: str) -> Snapshot:
@@ -92,7 +94,13 @@ def answer_tokens(config: ModelConfig, *, prompt_tokens: int, wanted: int | None
 
 
 def load_session(
-    snapshot: Snapshot, options: ComputeOptions, *, positions: int, context: int | None, report: Report
+    snapshot: Snapshot,
+    options: ComputeOptions,
+    *,
+    positions: int,
+    context: int | None,
+    report: Report,
+    clock: StartClock | None = None,
 ) -> Session:
     """Check the weights' headers, plan the memory for `positions` per sequence, then load.
 
@@ -101,7 +109,9 @@ def load_session(
         DeviceError: The machine does not fit the weights.
     """
     started = time.perf_counter()
+    clock = clock or StartClock()
     checkpoint = open_checkpoint(snapshot.files, snapshot.config)
+    clock.mark("weights_opened")
     for name in snapshot.files.passed_over:
         report(f"weights: reading {snapshot.files.paths[0].name}, not {name}, which is there as well")
     compute = choose_compute(
@@ -112,8 +122,10 @@ def load_session(
     report(plan.line())
     if not options.ignore_memory_plan:
         plan.require_fit()
+    clock.mark("device")
     model = load_model(checkpoint, snapshot.config, device=compute.device, dtype=compute.dtype)
-    return Session(snapshot, compute, Engine(model, context=context), time.perf_counter() - started)
+    clock.mark("model_built")
+    return Session(snapshot, compute, Engine(model, context=context), time.perf_counter() - started, clock)
 
 
 @dataclass
@@ -142,19 +154,9 @@ def stream_answer(
     decoder = StreamingDecoder(session.snapshot.tokenizer, strip_leading_space=strip_leading_space)
     matcher = StopMatcher(stops)
     shown: list[str] = []
-
-    def show(text: str) -> None:
-        if text:
-            shown.append(text)
-            emit(text)
-
-    for token in generation:
-        show(matcher.feed(decoder.feed(token)))
-        if matcher.matched is not None:
-            break
-    if matcher.matched is None:
-        show(matcher.feed(decoder.flush()))
-    show(matcher.flush())
+    for piece in text_pieces(session.clock.watch(generation), decoder, matcher):
+        shown.append(piece)
+        emit(piece)
     return Answer(
         text="".join(shown),
         prompt_tokens=len(request.prompt),

@@ -7,7 +7,7 @@ of a stop string.
 from __future__ import annotations
 
 import codecs
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from mistral_runtime.tokenizer import Tokenizer
 
@@ -82,6 +82,17 @@ class StopMatcher:
         """Return what was held back, once no more text comes."""
         held, self._held = self._held, ""
         return held
+
+
+def text_pieces(tokens: Iterable[int], decoder: StreamingDecoder, matcher: StopMatcher) -> Iterator[str]:
+    """Give text that is safe to show as the tokens come, up to their end or the first stop string."""
+    for token in tokens:
+        if shown := matcher.feed(decoder.feed(token)):
+            yield shown
+        if matcher.matched is not None:
+            return
+    if shown := matcher.feed(decoder.flush()) + matcher.flush():
+        yield shown
 
 
 def _overlap(text: str, stop: str) -> int:

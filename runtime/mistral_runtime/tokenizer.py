@@ -88,6 +88,11 @@ class Tokenizer:
             return bytes([int(piece[3:5], 16)])  # "<0xE2>"
         return piece.replace(_SPACE_MARK, " ").encode()
 
+    def piece(self, token_id: int) -> str:
+        """Return the token as the vocabulary writes it: "▁hill", "<0x0A>", "</s>"."""
+        piece: str = self._model.id_to_piece(token_id)
+        return piece
+
     def begins_word(self, token_id: int) -> bool:
         """Say whether the token is written with a space in front; a space that is a byte token is not."""
         piece: str = self._model.id_to_piece(token_id)

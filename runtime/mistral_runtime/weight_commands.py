@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mistral_runtime.convert import convert
 from mistral_runtime.digest import SnapshotDigest, digest_snapshot
-from mistral_runtime.errors import MistralRuntimeError
+from mistral_runtime.json_result import tell
 from mistral_runtime.machine import peak_resident_bytes
-from mistral_runtime.terminal import write_out
 
 
 def run_convert(snapshot: Path, out: Path, *, reserve_bytes: int, as_json: bool) -> int:
@@ -24,7 +21,7 @@ def run_convert(snapshot: Path, out: Path, *, reserve_bytes: int, as_json: bool)
         text = f"{done.path}: {done.tensors} tensors, {done.size} bytes, sha256:{done.sha256}"
         return done.fields(), text
 
-    return _told(work, as_json=as_json)
+    return tell(work, as_json=as_json)
 
 
 def run_digest(directories: Sequence[Path], *, as_json: bool) -> int:
@@ -40,27 +37,9 @@ def run_digest(directories: Sequence[Path], *, as_json: bool) -> int:
         }
         return fields, "\n".join(map(_digest_text, found))
 
-    return _told(work, as_json=as_json)
+    return tell(work, as_json=as_json)
 
 
 def _digest_text(snapshot: SnapshotDigest) -> str:
     lines = [f"{t.sha256}  {t.dtype} {list(t.shape)}  {name!r}" for name, t in snapshot.tensors.items()]
     return "\n".join([*lines, f"{snapshot.sha256}  all {len(lines)} tensors of {snapshot.directory}"])
-
-
-def _told(work: Callable[[], tuple[dict[str, Any], str]], *, as_json: bool) -> int:
-    """Print what `work` returns. A program gets its errors where it looks for results; people on stderr, by `main`."""
-    try:
-        fields, text = work()
-    except MistralRuntimeError as error:
-        if not as_json:
-            raise
-        write_out(json.dumps({"error": _error_fields(error)}) + "\n")
-        return error.exit_code
-    write_out((json.dumps(fields) if as_json else text) + "\n")
-    return 0
-
-
-def _error_fields(error: MistralRuntimeError) -> dict[str, str]:
-    kind = re.sub(r"(?<!^)(?=[A-Z])", "-", type(error).__name__).lower()
-    return {"kind": kind, "what": error.what, "detail": error.detail, "hint": error.hint}
