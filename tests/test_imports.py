@@ -79,15 +79,20 @@ OWNERS = {
     "torch": {
         f"mistral_runtime.{module}"
         for module in (
+            "__main__",  # only to import it apart from our own modules, so that --timings can tell it apart
+            "api",
             "attention",
+            "bench",
             "device",
             "digest",
             "engine",
             "kv_cache",
             "layers",
+            "memory_speed",
             "reference",
             "rope",
             "sampling",
+            "scoring",
             "tensor_bytes",
             "transformer",
             "weights",
@@ -127,7 +132,7 @@ NETWORK_USERS = {
 }
 
 # Token ids in, token ids out: the model and its engine know neither text nor files nor terminals.
-TEXT_FREE = ("attention", "engine", "kv_cache", "layers", "reference", "rope", "sampling", "transformer")
+TEXT_FREE = ("attention", "engine", "kv_cache", "layers", "reference", "rope", "sampling", "scoring", "transformer")
 KNOWS_TEXT = ("chat", "generate", "prompt", "session", "snapshot", "terminal", "text_stream", "tokenizer", "weights")
 
 

@@ -15,6 +15,7 @@ from mistral_fetch.cli import (
     demo,
     doctor,
     fetch,
+    measure,
     mirror,
     mirror_check,
     publish,
@@ -71,7 +72,7 @@ def root(
     """Download, verify, keep, share and run open-weight models, Mistral 7B first."""
 
 
-for group in (fetch, cache, repair, show, compare, publish, sign, seed, mirror, mirror_check, doctor, demo):
+for group in (fetch, measure, cache, repair, show, compare, publish, sign, seed, mirror, mirror_check, doctor, demo):
     group.register(app)
 
 

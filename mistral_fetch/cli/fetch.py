@@ -23,14 +23,14 @@ RefArgument = Annotated[
     str, typer.Argument(metavar="REF", help="name[@version], hf:org/repo, a .meta4 or .torrent, a magnet link")
 ]
 _EXIT_CODES = "Exit codes: 0 ok, 2 usage, 3 not found, 4 not authorised, 5 stalled, 6 no source, 9 disk, 11 locked, 20 bad manifest, 32 integrity, 33 assurance, 130 interrupted."  # noqa: E501
-_RUN_EXIT_CODES = _EXIT_CODES.replace("130", "40 runtime, 130")
+RUN_EXIT_CODES = _EXIT_CODES.replace("130", "40 runtime, 130")
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    command(app, "run", transfer=True, epilog=_RUN_EXIT_CODES)(run)
-    command(app, "chat", transfer=True, epilog=_RUN_EXIT_CODES)(chat)
-    command(app, "pull", transfer=True, epilog=_RUN_EXIT_CODES)(pull)
+    command(app, "run", transfer=True, epilog=RUN_EXIT_CODES)(run)
+    command(app, "chat", transfer=True, epilog=RUN_EXIT_CODES)(chat)
+    command(app, "pull", transfer=True, epilog=RUN_EXIT_CODES)(pull)
 
 
 def pull(
@@ -151,6 +151,7 @@ def run(
     dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="auto, bfloat16 or float32.")] = None,
     context: Annotated[int | None, typer.Option("--context", metavar="N", help="Positions to make room for.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
+    timings: Annotated[bool, typer.Option("--timings", help="Tell what the start took, part by part.")] = False,
 ) -> int:
     """Fetch a model if it is missing, verify it, and generate text from a prompt."""
     if prompt is None and sys.stdin.isatty():
@@ -159,7 +160,7 @@ def run(
             detail="expected a prompt after the model, or text on standard input",
             hint=f'type: mistral-fetch run {ref} "Your prompt", or use mistral-fetch chat {ref}',
         )
-    options = _runtime_options(
+    options = runtime_options(
         {
             "--max-tokens": max_tokens,
             "--temperature": temperature,
@@ -177,6 +178,7 @@ def run(
         }
     )
     options += [f"--stop={text}" for text in stop or []]
+    options += ["--timings"] * timings
     options += ["--raw"] * raw + ["--json"] * front.is_json + ["--quiet"] * front.wants_no_text
     if prompt in {None, "-"}:
         return _launch(front, ref, "generate", options, ["-"])
@@ -200,6 +202,7 @@ def chat(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, mps or xpu.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
+    timings: Annotated[bool, typer.Option("--timings", help="Tell what the start took, part by part.")] = False,
 ) -> int:
     """Fetch a model if it is missing, verify it, and talk to it line by line."""
     if front.is_json:
@@ -208,7 +211,7 @@ def chat(
             detail="expected chat without --json",
             hint=f'for one answer as JSON type: mistral-fetch run {ref} "Your prompt" --json',
         )
-    options = _runtime_options(
+    options = runtime_options(
         {
             "--system": system,
             "--temperature": temperature,
@@ -219,11 +222,12 @@ def chat(
             "--threads": threads,
         }
     )
+    options += ["--timings"] * timings
     return _launch(front, ref, "chat", options + ["--quiet"] * front.wants_no_text, [])
 
 
-def _runtime_options(given: dict[str, Any]) -> list[str]:
-    # One argument each, so that a value which begins with a dash is still a value.
+def runtime_options(given: dict[str, Any]) -> list[str]:
+    """Return those that were given, one argument each: a value that begins with a dash is still a value."""
     return [f"{name}={value}" for name, value in given.items() if value is not None]
 
 
@@ -233,7 +237,7 @@ def _launch(front: FrontEnd, text: str, runtime_command: str, options: list[str]
 
     # Asked before 13 GB are fetched, not after.
     interpreter = find_interpreter(front.settings.python)
-    directory = _directory_of(front, text)
+    directory = directory_of(front, text)
     if not front.is_json:
         return run_runtime(interpreter, runtime_command, options, [str(directory), *positionals])
     # A JSON result or a JSON error, never neither: so its output is kept until it is known which.
@@ -244,6 +248,7 @@ def _launch(front: FrontEnd, text: str, runtime_command: str, options: list[str]
     return code
 
 
-def _directory_of(front: FrontEnd, text: str) -> Path:
+def directory_of(front: FrontEnd, text: str) -> Path:
+    """Return the directory a ref names: as it is, or fetched and complete."""
     ref = parse_ref(text)
     return local_directory(ref.path) if isinstance(ref, DirectoryRef) else fetch(front, text).directory
