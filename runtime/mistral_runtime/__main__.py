@@ -81,8 +81,7 @@ def _dispatch(args: argparse.Namespace, interrupts: Interrupts, clock: StartCloc
 
 
 def _dispatch_measuring(args: argparse.Namespace, clock: StartClock) -> int:
-    """Run `bench`, `ppl` or `logits`. A signal ends them at once, between two operations of torch: nothing is half done
-    that anybody would want."""
+    """Run `bench`, `ppl` or `logits`. A signal ends them at once: half a measurement is of no use to anybody."""
     prompt = _prompt(args) if args.command == "logits" else None
     _import_torch(clock)
     from mistral_runtime.bench import BenchOptions, run_bench

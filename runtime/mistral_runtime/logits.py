@@ -55,7 +55,7 @@ def next_tokens(options: LogitsOptions) -> dict[str, Any]:
         context=None,
         report=_ignore if options.quiet else write_err,
     )
-    told = {"prompt_tokens": len(ids), "next": [], "dtype": dtype_name(session.compute.dtype)}
+    told: dict[str, Any] = {"prompt_tokens": len(ids), "next": [], "dtype": dtype_name(session.compute.dtype)}
     told["device"] = str(session.compute.device)
     if options.all_positions:
         told["positions"] = _positions(session, ids, options.top)
