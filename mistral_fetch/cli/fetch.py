@@ -151,6 +151,11 @@ def run(
     dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="auto, bfloat16 or float32.")] = None,
     context: Annotated[int | None, typer.Option("--context", metavar="N", help="Positions to make room for.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
+    lora: Annotated[Path | None, typer.Option("--lora", metavar="PATH", help="Add this LoRA adapter.")] = None,
+    lora_scale: Annotated[
+        float | None, typer.Option("--lora-scale", metavar="S", help="Its factor, instead of its own.")
+    ] = None,
+    lora_apart: Annotated[bool, typer.Option("--lora-apart", help="Keep its matrices apart from the weights.")] = False,
 ) -> int:
     """Fetch a model if it is missing, verify it, and generate text from a prompt."""
     if prompt is None and sys.stdin.isatty():
@@ -174,9 +179,12 @@ def run(
             "--dtype": dtype,
             "--context": context,
             "--threads": threads,
+            "--lora": lora,
+            "--lora-scale": lora_scale,
         }
     )
     options += [f"--stop={text}" for text in stop or []]
+    options += ["--lora-apart"] * lora_apart
     options += ["--raw"] * raw + ["--json"] * front.is_json + ["--quiet"] * front.wants_no_text
     if prompt in {None, "-"}:
         return _launch(front, ref, "generate", options, ["-"])
@@ -200,6 +208,11 @@ def chat(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, mps or xpu.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
+    lora: Annotated[Path | None, typer.Option("--lora", metavar="PATH", help="Add this LoRA adapter.")] = None,
+    lora_scale: Annotated[
+        float | None, typer.Option("--lora-scale", metavar="S", help="Its factor, instead of its own.")
+    ] = None,
+    lora_apart: Annotated[bool, typer.Option("--lora-apart", help="Keep its matrices apart from the weights.")] = False,
 ) -> int:
     """Fetch a model if it is missing, verify it, and talk to it line by line."""
     if front.is_json:
@@ -217,8 +230,11 @@ def chat(
             "--chat-template": chat_template,
             "--device": device,
             "--threads": threads,
+            "--lora": lora,
+            "--lora-scale": lora_scale,
         }
     )
+    options += ["--lora-apart"] * lora_apart
     return _launch(front, ref, "chat", options + ["--quiet"] * front.wants_no_text, [])
 
 

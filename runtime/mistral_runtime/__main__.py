@@ -17,6 +17,7 @@ from mistral_runtime.interrupts import Interrupts
 from mistral_runtime.terminal import decode_argument, read_prompt, silence, write_err
 
 if TYPE_CHECKING:
+    from mistral_runtime.lora import LoraOptions
     from mistral_runtime.sampling import SamplingParams
     from mistral_runtime.session import ComputeOptions
 
@@ -59,6 +60,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_answer_arguments(command)
         _add_sampling_arguments(command)
         _add_machine_arguments(command)
+        _add_adapter_arguments(command)
     _add_weight_commands(commands)
     return parser
 
@@ -143,6 +145,13 @@ def _add_machine_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as many as may run at once)")
     group.add_argument("--ignore-memory-plan", action="store_true", help="load even if the plan does not fit")
+
+
+def _add_adapter_arguments(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("adapter")
+    group.add_argument("--lora", type=_path, metavar="PATH", help="add this LoRA adapter, of mistral-finetune or PEFT")
+    group.add_argument("--lora-scale", type=float, metavar="S", help="its factor (default: as it says, else 2)")
+    group.add_argument("--lora-apart", action="store_true", help="compute it beside the weights and do not merge it")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -238,7 +247,27 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 def _compute(args: argparse.Namespace) -> ComputeOptions:
     from mistral_runtime.session import ComputeOptions
 
-    return ComputeOptions(args.device, args.dtype, args.threads, args.ignore_memory_plan)
+    return ComputeOptions(args.device, args.dtype, args.threads, args.ignore_memory_plan, _lora(args))
+
+
+def _lora(args: argparse.Namespace) -> LoraOptions | None:
+    from mistral_runtime.lora import LoraOptions
+
+    if args.lora is None:
+        if args.lora_scale is not None or args.lora_apart:
+            raise BadRequest(
+                "there is no adapter",
+                detail="expected --lora with --lora-scale and --lora-apart, found none",
+                hint="name the adapter with --lora PATH",
+            )
+        return None
+    if args.lora_scale is not None and not 0 < args.lora_scale <= 1000:
+        raise BadRequest(
+            "--lora-scale is out of range",
+            detail=f"expected a number above 0 and up to 1000, found {args.lora_scale:g}",
+            hint="correct the flag, or leave it out for the adapter's own",
+        )
+    return LoraOptions(args.lora, args.lora_scale, args.lora_apart)
 
 
 def _missing_dependency(error: ModuleNotFoundError) -> MissingDependency:

@@ -63,7 +63,7 @@ def _mixture(x: Tensor, w: Weights, prefix: str, moe: MoeConfig) -> Tensor:
         best = sorted(range(moe.num_experts), key=lambda expert: -scores[expert])[: moe.num_experts_per_tok]
         shares = [math.exp(scores[expert] - scores[best[0]]) for expert in best]
         outputs = [_feed_forward(token, w, f"{prefix}experts.{expert}.") for expert in best]
-        rows.append(sum(s / sum(shares) * made for s, made in zip(shares, outputs, strict=True)))
+        rows.append(sum((s / sum(shares) * made for s, made in zip(shares, outputs, strict=True)), torch.zeros(())))
     return torch.stack(rows)
 
 
