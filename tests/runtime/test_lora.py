@@ -242,26 +242,37 @@ def test_merging_rounds_once_and_whatever_the_block(
 def test_apart_leaves_the_weights_and_wraps_whatever_computes_them(
     tmp_path: Path, tiny_config: ModelConfig, write_snapshot: WriteSnapshot
 ) -> None:
-    class Doubled(nn.Module):
+    class Ones(nn.Module):
+        """No weight to reach for, as a quantised matrix has none."""
+
         def forward(self, x: Tensor) -> Tensor:
-            return torch.cat([x, x], dim=-1)
+            return torch.ones(*x.shape[:-1], 300)
 
     write_snapshot(tmp_path / "model")
-    pair = {"output": (torch.ones(1, 64), torch.arange(300.0)[:, None])}
-    directory = tmp_path / "adapter"
-    _write_finetune(directory, pair)
+    b = torch.arange(300.0)[:, None]
+    adapter = open_adapter(_write_finetune(tmp_path / "adapter", {"output": (torch.ones(1, 64), b)}), tiny_config)
     model = _load(tmp_path / "model")
-    model.output = Doubled()  # type: ignore[assignment]  # as a quantised matrix would be, it has no weight
-    with pytest.raises(RuntimeError):
-        lora.LoraLinear(Doubled(), torch.ones(1, 64), torch.ones(300, 1))(torch.ones(2, 64))
-    adapter = open_adapter(directory, tiny_config)
-    wrapped = lora.LoraLinear(Doubled(), adapter.pairs["output"].a, adapter.pairs["output"].b[:128])
-    expected = torch.ones(128) + 64 * torch.arange(128.0)
-    assert torch.equal(wrapped(torch.ones(2, 3, 64)), expected.expand(2, 3, 128))
+    model.output = Ones()  # type: ignore[assignment]
     lora.set_apart(model, adapter)
-    assert isinstance(model.output, lora.LoraLinear)
-    assert isinstance(model.output.base, Doubled)
-    assert torch.equal(model.output.lora_b, 2 * pair["output"][1])
+    # 1 of the matrix itself, and scale 2 · B · (A · 1) with A · 1 = 64.
+    assert torch.equal(model.output(torch.ones(2, 3, 64)), (1 + 2 * b[:, 0] * 64).expand(2, 3, 300))
+
+
+def test_weights_that_an_adapter_does_not_change_stay_in_the_file(
+    tmp_path: Path, tiny_config: ModelConfig, write_snapshot: WriteSnapshot
+) -> None:
+    write_snapshot(tmp_path / "model")
+    pairs = _draw_pairs(tiny_config)
+    some = {name: pair for name, pair in pairs.items() if name.endswith("attention.wv")}
+    model = _load(tmp_path / "model", open_adapter(_write_finetune(tmp_path / "adapter", some), tiny_config))
+    lines = [line.split()[0] for line in Path("/proc/self/maps").read_text().splitlines() if str(tmp_path) in line]
+    spans = [tuple(int(end, 16) for end in line.split("-")) for line in lines]
+    copied = {
+        name
+        for name, weight in model.named_parameters()
+        if not any(begin <= weight.data_ptr() < end for begin, end in spans)
+    }
+    assert copied == {"layers.0.attention.wv.weight", "layers.1.attention.wv.weight"}
 
 
 # --- the scale ---------------------------------------------------------------------------------------------------
@@ -349,7 +360,7 @@ BAD_PEFT: dict[str, tuple[dict[str, object], type[CheckpointError], str]] = {
     "a flag that is none": ({"use_rslora": "yes"}, MalformedConfig, "use_rslora"),
     "a target of another model": ({"target_modules": [*PEFT_CONFIG["target_modules"], "c_attn"]},
                                   UnexpectedTensor, "c_attn"),
-    "more tensors than targets": ({"target_modules": ["q_proj"]}, UnexpectedTensor, "k_proj"),
+    "more tensors than targets": ({"target_modules": ["q_proj"]}, UnexpectedTensor, "down_proj as well"),
 }  # fmt: skip
 
 
@@ -435,7 +446,7 @@ def test_the_command_adds_an_adapter_and_says_so(
 def test_the_memory_plan_counts_the_adapter(
     tmp_path: Path, tiny_config: ModelConfig, write_snapshot: WriteSnapshot, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    config = replace(tiny_config, hidden_dim=8192)
+    config = replace(tiny_config, hidden_dim=2048)  # a few MiB, which are shown to two decimals
     write_snapshot(tmp_path / "model", config=config)
     adapter = _write_finetune(tmp_path / "adapter", _draw_pairs(config, rank=64))
     lines = [_generate(capfd, tmp_path / "model", *more)[2] for more in ([], ["--lora", adapter])]
