@@ -152,6 +152,11 @@ def run(
     context: Annotated[int | None, typer.Option("--context", metavar="N", help="Positions to make room for.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
     timings: Annotated[bool, typer.Option("--timings", help="Tell what the start took, part by part.")] = False,
+    lora: Annotated[Path | None, typer.Option("--lora", metavar="PATH", help="Add this LoRA adapter.")] = None,
+    lora_scale: Annotated[
+        float | None, typer.Option("--lora-scale", metavar="S", help="Its factor, instead of its own.")
+    ] = None,
+    lora_apart: Annotated[bool, typer.Option("--lora-apart", help="Keep its matrices apart from the weights.")] = False,
 ) -> int:
     """Fetch a model if it is missing, verify it, and generate text from a prompt."""
     if prompt is None and sys.stdin.isatty():
@@ -175,10 +180,13 @@ def run(
             "--dtype": dtype,
             "--context": context,
             "--threads": threads,
+            "--lora": lora,
+            "--lora-scale": lora_scale,
         }
     )
     options += [f"--stop={text}" for text in stop or []]
     options += ["--timings"] * timings
+    options += ["--lora-apart"] * lora_apart
     options += ["--raw"] * raw + ["--json"] * front.is_json + ["--quiet"] * front.wants_no_text
     if prompt in {None, "-"}:
         return _launch(front, ref, "generate", options, ["-"])
@@ -203,6 +211,11 @@ def chat(
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, mps or xpu.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
     timings: Annotated[bool, typer.Option("--timings", help="Tell what the start took, part by part.")] = False,
+    lora: Annotated[Path | None, typer.Option("--lora", metavar="PATH", help="Add this LoRA adapter.")] = None,
+    lora_scale: Annotated[
+        float | None, typer.Option("--lora-scale", metavar="S", help="Its factor, instead of its own.")
+    ] = None,
+    lora_apart: Annotated[bool, typer.Option("--lora-apart", help="Keep its matrices apart from the weights.")] = False,
 ) -> int:
     """Fetch a model if it is missing, verify it, and talk to it line by line."""
     if front.is_json:
@@ -220,9 +233,12 @@ def chat(
             "--chat-template": chat_template,
             "--device": device,
             "--threads": threads,
+            "--lora": lora,
+            "--lora-scale": lora_scale,
         }
     )
     options += ["--timings"] * timings
+    options += ["--lora-apart"] * lora_apart
     return _launch(front, ref, "chat", options + ["--quiet"] * front.wants_no_text, [])
 
 

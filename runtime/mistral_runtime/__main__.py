@@ -18,6 +18,7 @@ from mistral_runtime.startup import StartClock
 from mistral_runtime.terminal import decode_argument, read_prompt, silence, write_err
 
 if TYPE_CHECKING:
+    from mistral_runtime.lora import LoraOptions
     from mistral_runtime.sampling import SamplingParams
     from mistral_runtime.session import ComputeOptions
 
@@ -155,7 +156,27 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 def _compute(args: argparse.Namespace) -> ComputeOptions:
     from mistral_runtime.session import ComputeOptions
 
-    return ComputeOptions(args.device, args.dtype, args.threads, args.ignore_memory_plan)
+    return ComputeOptions(args.device, args.dtype, args.threads, args.ignore_memory_plan, _lora(args))
+
+
+def _lora(args: argparse.Namespace) -> LoraOptions | None:
+    from mistral_runtime.lora import LoraOptions
+
+    if args.lora is None:
+        if args.lora_scale is not None or args.lora_apart:
+            raise BadRequest(
+                "there is no adapter",
+                detail="expected --lora with --lora-scale and --lora-apart, found none",
+                hint="name the adapter with --lora PATH",
+            )
+        return None
+    if args.lora_scale is not None and not 0 < args.lora_scale <= 1000:
+        raise BadRequest(
+            "--lora-scale is out of range",
+            detail=f"expected a number above 0 and up to 1000, found {args.lora_scale:g}",
+            hint="correct the flag, or leave it out for the adapter's own",
+        )
+    return LoraOptions(args.lora, args.lora_scale, args.lora_apart)
 
 
 def _missing_dependency(error: ModuleNotFoundError) -> MissingDependency:

@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_answer_arguments(command)
         _add_sampling_arguments(command)
         _add_machine_arguments(command)
+        _add_adapter_arguments(command)
         _add_timings(command)
     _add_measuring_commands(commands)
     _add_weight_commands(commands)
@@ -78,6 +79,7 @@ def _add_measuring_commands(commands: argparse._SubParsersAction[_Parser]) -> No
         command.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object, errors too")
         _add_quiet(command)
         _add_machine_arguments(command)
+        _add_adapter_arguments(command)
 
 
 def _add_weight_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -188,3 +190,10 @@ def _add_machine_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as many as may run at once)")
     group.add_argument("--ignore-memory-plan", action="store_true", help="load even if the plan does not fit")
+
+
+def _add_adapter_arguments(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("adapter")
+    group.add_argument("--lora", type=_path, metavar="PATH", help="add this LoRA adapter, of mistral-finetune or PEFT")
+    group.add_argument("--lora-scale", type=float, metavar="S", help="its factor (default: as it says, else 2)")
+    group.add_argument("--lora-apart", action="store_true", help="compute it beside the weights and do not merge it")

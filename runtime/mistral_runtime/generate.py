@@ -144,6 +144,7 @@ def result_object(session: Session, options: GenerateOptions, answer: Answer, to
         "dtype": dtype_name(session.compute.dtype),
         "threads": session.compute.threads,
         "layout": session.snapshot.files.layout,
+        "lora": session.lora,
         "chat_template": None if options.raw else session.snapshot.template,
         "peak_rss_bytes": peak_resident_bytes(),
     }

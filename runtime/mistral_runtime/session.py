@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from mistral_runtime.adapter import open_adapter
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.device import Compute, choose_compute, plan_memory
 from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, check_context
+from mistral_runtime.lora import LoraOptions, describe, merging, result_fields, set_apart
 from mistral_runtime.prompt import resolve_template
 from mistral_runtime.snapshot import (
     WeightFiles,
@@ -40,6 +43,7 @@ class ComputeOptions:
     dtype: str = "auto"
     threads: int | None = None
     ignore_memory_plan: bool = False
+    lora: LoraOptions | None = None
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,7 @@ class Session:
     engine: Engine
     load_seconds: float
     clock: StartClock = field(default_factory=StartClock)
+    lora: dict[str, Any] | None = None
 
 
 def open_snapshot(directory: Path, *, chat_template: str) -> Snapshot:
@@ -105,7 +110,7 @@ def load_session(
     """Check the weights' headers, plan the memory for `positions` per sequence, then load.
 
     Raises:
-        CheckpointError: The weights do not fit the configuration.
+        CheckpointError: The weights, or the adapter, do not fit the configuration.
         DeviceError: The machine does not fit the weights.
     """
     started = time.perf_counter()
@@ -119,13 +124,22 @@ def load_session(
     )
     report(compute.line())
     plan = plan_memory(snapshot.config, compute, context=positions, prefill_chunk=PREFILL_CHUNK)
+    lora, adapter = options.lora, None
+    if lora is not None:
+        adapter = open_adapter(lora.path, snapshot.config, scale=lora.scale)
+        report(describe(adapter, apart=lora.apart))
+        plan = replace(plan, weights=plan.weights + adapter.nbytes)
     report(plan.line())
     if not options.ignore_memory_plan:
         plan.require_fit()
     clock.mark("device")
-    model = load_model(checkpoint, snapshot.config, device=compute.device, dtype=compute.dtype)
+    transforms = [merging(adapter, dtype=compute.dtype)] if adapter and lora and not lora.apart else []
+    model = load_model(checkpoint, snapshot.config, device=compute.device, dtype=compute.dtype, transforms=transforms)
+    if adapter and lora and lora.apart:
+        set_apart(model, adapter)
     clock.mark("model_built")
-    return Session(snapshot, compute, Engine(model, context=context), time.perf_counter() - started, clock)
+    used = result_fields(adapter, apart=lora.apart) if adapter and lora else None
+    return Session(snapshot, compute, Engine(model, context=context), time.perf_counter() - started, clock, used)
 
 
 @dataclass
