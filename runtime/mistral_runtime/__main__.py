@@ -142,6 +142,7 @@ def _add_machine_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument("--device", choices=("auto", "cuda", "mps", "xpu", "cpu"), default="auto")
     group.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as many as may run at once)")
+    group.add_argument("--tp", type=int, default=1, metavar="N", help="spread the model over N processes or GPUs")
     group.add_argument("--ignore-memory-plan", action="store_true", help="load even if the plan does not fit")
 
 
@@ -206,7 +207,7 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def _require_positive(args: argparse.Namespace) -> None:
-    for name in ("max_tokens", "context", "threads"):
+    for name in ("max_tokens", "context", "threads", "tp"):
         value = getattr(args, name)
         if value is not None and not 1 <= value <= 1 << 24:
             raise BadRequest(
@@ -238,7 +239,7 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 def _compute(args: argparse.Namespace) -> ComputeOptions:
     from mistral_runtime.session import ComputeOptions
 
-    return ComputeOptions(args.device, args.dtype, args.threads, args.ignore_memory_plan)
+    return ComputeOptions(args.device, args.dtype, args.threads, args.ignore_memory_plan, args.tp)
 
 
 def _missing_dependency(error: ModuleNotFoundError) -> MissingDependency:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.device import Compute, choose_compute, plan_memory
-from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, check_context
+from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, Step, check_context, eager_step
 from mistral_runtime.prompt import resolve_template
 from mistral_runtime.snapshot import (
     WeightFiles,
@@ -22,8 +23,11 @@ from mistral_runtime.snapshot import (
     find_weights,
     load_config,
 )
+from mistral_runtime.tensor_parallel import Shard, check_rank_devices, check_ranks
 from mistral_runtime.text_stream import StopMatcher, StreamingDecoder
 from mistral_runtime.tokenizer import Tokenizer
+from mistral_runtime.tp_launch import Ranks
+from mistral_runtime.tp_plan import plan_ranks, share_threads
 from mistral_runtime.weights import load_model, open_checkpoint
 
 Report = Callable[[str], None]
@@ -39,6 +43,7 @@ class ComputeOptions:
     dtype: str = "auto"
     threads: int | None = None
     ignore_memory_plan: bool = False
+    ranks: int = 1
 
 
 @dataclass(frozen=True)
@@ -54,12 +59,18 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model."""
+    """A loaded model, and what has to be ended with it; close it."""
 
     snapshot: Snapshot
     compute: Compute
     engine: Engine
     load_seconds: float
+    ranks: int = 1
+    resources: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        """End what runs beside this thread."""
+        self.resources.close()
 
 
 def open_snapshot(directory: Path, *, chat_template: str) -> Snapshot:
@@ -101,19 +112,36 @@ def load_session(
         DeviceError: The machine does not fit the weights.
     """
     started = time.perf_counter()
+    check_ranks(snapshot.config, options.ranks)
     checkpoint = open_checkpoint(snapshot.files, snapshot.config)
     for name in snapshot.files.passed_over:
         report(f"weights: reading {snapshot.files.paths[0].name}, not {name}, which is there as well")
     compute = choose_compute(
         device=options.device, dtype=options.dtype, threads=options.threads, stored=checkpoint.dtype
     )
+    shard = Shard(snapshot.config, rank=0, ranks=options.ranks)
+    if shard.ranks > 1:
+        check_rank_devices(compute.device, shard.ranks)
+        compute = share_threads(compute, shard.ranks)
     report(compute.line())
-    plan = plan_memory(snapshot.config, compute, context=positions, prefill_chunk=PREFILL_CHUNK)
+    if shard.ranks > 1:
+        plan, line = plan_ranks(shard, compute, context=positions, prefill_chunk=PREFILL_CHUNK)
+        report(line)
+    else:
+        plan = plan_memory(snapshot.config, compute, context=positions, prefill_chunk=PREFILL_CHUNK)
     report(plan.line())
     if not options.ignore_memory_plan:
         plan.require_fit()
-    model = load_model(checkpoint, snapshot.config, device=compute.device, dtype=compute.dtype)
-    return Session(snapshot, compute, Engine(model, context=context), time.perf_counter() - started)
+    with ExitStack() as resources:
+        step: Step = eager_step
+        if shard.ranks > 1:
+            ranks = resources.enter_context(Ranks(checkpoint, shard, compute))
+            model, step = ranks.load(), ranks.step
+        else:
+            model = load_model(checkpoint, snapshot.config, device=compute.device, dtype=compute.dtype)
+        engine = Engine(model, context=context, step=step)
+        seconds = time.perf_counter() - started
+        return Session(snapshot, compute, engine, seconds, shard.ranks, resources.pop_all())
 
 
 @dataclass
