@@ -154,6 +154,9 @@ def run(
     tp: Annotated[
         int | None, typer.Option("--tp", metavar="N", help="Spread the model over N processes or GPUs.")
     ] = None,
+    compile_steps: Annotated[
+        bool, typer.Option("--compile", help="Compile decode steps in the background; eager until then.")
+    ] = False,
 ) -> int:
     """Fetch a model if it is missing, verify it, and generate text from a prompt."""
     if prompt is None and sys.stdin.isatty():
@@ -181,7 +184,9 @@ def run(
         }
     )
     options += [f"--stop={text}" for text in stop or []]
-    options += ["--raw"] * raw + ["--json"] * front.is_json + ["--quiet"] * front.wants_no_text
+    options += (
+        ["--compile"] * compile_steps + ["--raw"] * raw + ["--json"] * front.is_json + ["--quiet"] * front.wants_no_text
+    )
     if prompt in {None, "-"}:
         return _launch(front, ref, "generate", options, ["-"])
     # Not as a positional: argparse would take a prompt of two dashes for its own separator.
@@ -207,6 +212,9 @@ def chat(
     tp: Annotated[
         int | None, typer.Option("--tp", metavar="N", help="Spread the model over N processes or GPUs.")
     ] = None,
+    compile_steps: Annotated[
+        bool, typer.Option("--compile", help="Compile decode steps in the background; eager until then.")
+    ] = False,
 ) -> int:
     """Fetch a model if it is missing, verify it, and talk to it line by line."""
     if front.is_json:
@@ -227,7 +235,8 @@ def chat(
             "--tp": tp,
         }
     )
-    return _launch(front, ref, "chat", options + ["--quiet"] * front.wants_no_text, [])
+    options += ["--compile"] * compile_steps + ["--quiet"] * front.wants_no_text
+    return _launch(front, ref, "chat", options, [])
 
 
 def _runtime_options(given: dict[str, Any]) -> list[str]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from mistral_runtime.errors import BadRequest, Interrupted, MissingDependency, MistralRuntimeError
 from mistral_runtime.interrupts import Interrupts
+from mistral_runtime.process_end import end_process
 from mistral_runtime.terminal import decode_argument, read_prompt, silence, write_err
 
 if TYPE_CHECKING:
@@ -143,6 +144,7 @@ def _add_machine_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as many as may run at once)")
     group.add_argument("--tp", type=int, default=1, metavar="N", help="spread the model over N processes or GPUs")
+    group.add_argument("--compile", action="store_true", help="compile decode steps in the background, eager till then")
     group.add_argument("--ignore-memory-plan", action="store_true", help="load even if the plan does not fit")
 
 
@@ -239,7 +241,7 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 def _compute(args: argparse.Namespace) -> ComputeOptions:
     from mistral_runtime.session import ComputeOptions
 
-    return ComputeOptions(args.device, args.dtype, args.threads, args.ignore_memory_plan, args.tp)
+    return ComputeOptions(args.device, args.dtype, args.threads, args.ignore_memory_plan, args.tp, args.compile)
 
 
 def _missing_dependency(error: ModuleNotFoundError) -> MissingDependency:
@@ -255,4 +257,4 @@ def _missing_dependency(error: ModuleNotFoundError) -> MissingDependency:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

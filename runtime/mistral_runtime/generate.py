@@ -64,9 +64,7 @@ def run_generate(options: GenerateOptions, interrupts: Interrupts) -> int:
         snapshot.config, prompt_tokens=len(prompt), wanted=options.max_tokens, context=options.context
     )
     with closing(
-        load_session(
-            snapshot, options.compute, positions=len(prompt) + count, context=options.context, report=report
-        )
+        load_session(snapshot, options.compute, positions=len(prompt) + count, context=options.context, report=report)
     ) as session:
         with interrupts.answering() as cancel:
             answer = stream_answer(
@@ -131,6 +129,7 @@ def result_object(session: Session, options: GenerateOptions, answer: Answer, to
         "dtype": dtype_name(session.compute.dtype),
         "threads": session.compute.threads,
         "ranks": session.ranks,
+        "compiled": session.compiling is not None and session.compiling.is_compiled,
         "layout": session.snapshot.files.layout,
         "chat_template": None if options.raw else session.snapshot.template,
         "peak_rss_bytes": peak_resident_bytes(),

@@ -12,9 +12,11 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mistral_runtime.compiled_step import BackgroundCompiledStep
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.device import Compute, choose_compute, plan_memory
 from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, Step, check_context, eager_step
+from mistral_runtime.errors import BadRequest
 from mistral_runtime.prompt import resolve_template
 from mistral_runtime.snapshot import (
     WeightFiles,
@@ -44,6 +46,7 @@ class ComputeOptions:
     threads: int | None = None
     ignore_memory_plan: bool = False
     ranks: int = 1
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ class Session:
     engine: Engine
     load_seconds: float
     ranks: int = 1
+    compiling: BackgroundCompiledStep | None = None
     resources: ExitStack = field(default_factory=ExitStack)
 
     def close(self) -> None:
@@ -113,6 +117,12 @@ def load_session(
     """
     started = time.perf_counter()
     check_ranks(snapshot.config, options.ranks)
+    if options.compile and options.ranks > 1:
+        raise BadRequest(
+            "steps of several ranks cannot be compiled",
+            detail=f"expected --compile or --tp, found both (--tp {options.ranks})",
+            hint="leave one of them out",
+        )
     checkpoint = open_checkpoint(snapshot.files, snapshot.config)
     for name in snapshot.files.passed_over:
         report(f"weights: reading {snapshot.files.paths[0].name}, not {name}, which is there as well")
@@ -134,14 +144,20 @@ def load_session(
         plan.require_fit()
     with ExitStack() as resources:
         step: Step = eager_step
+        compiling = None
         if shard.ranks > 1:
             ranks = resources.enter_context(Ranks(checkpoint, shard, compute))
             model, step = ranks.load(), ranks.step
         else:
             model = load_model(checkpoint, snapshot.config, device=compute.device, dtype=compute.dtype)
+        if options.compile:
+            from mistral_runtime.inductor_decode import compile_decode
+
+            step = compiling = BackgroundCompiledStep(model, compile_decode, report=report)
+            resources.callback(compiling.close)
         engine = Engine(model, context=context, step=step)
         seconds = time.perf_counter() - started
-        return Session(snapshot, compute, engine, seconds, shard.ranks, resources.pop_all())
+        return Session(snapshot, compute, engine, seconds, shard.ranks, compiling, resources.pop_all())
 
 
 @dataclass

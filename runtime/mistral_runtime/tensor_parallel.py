@@ -26,6 +26,7 @@ from torch.nn.functional import pad
 
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.errors import BadRequest, DeviceUnavailable
+from mistral_runtime.layers import TransformerBlock
 from mistral_runtime.transformer import Transformer
 from mistral_runtime.weights import PERMUTED_NAMES, Checkpoint, load_model
 
@@ -152,9 +153,10 @@ def connect(model: Transformer, shard: Shard) -> None:
     After whatever replaces matrices by packed ones: the exchange is wrapped around them.
     """
     for layer in model.layers:
-        layer.attention.wo = SummedOverRanks(layer.attention.wo)
-        layer.feed_forward.w2 = SummedOverRanks(layer.feed_forward.w2)
-    model.output = GatheredVocabulary(model.output, shard)
+        assert isinstance(layer, TransformerBlock)
+        layer.attention.register_module("wo", SummedOverRanks(layer.attention.wo))
+        layer.feed_forward.register_module("w2", SummedOverRanks(layer.feed_forward.w2))
+    model.register_module("output", GatheredVocabulary(model.output, shard))
 
 
 class SummedOverRanks(nn.Module):
@@ -204,7 +206,7 @@ def join_group(meeting_file: Path, *, rank: int, ranks: int, device: torch.devic
         torch.cuda.set_device(rank)
     dist.init_process_group(
         "nccl" if device.type == "cuda" else "gloo",
-        store=dist.FileStore(str(meeting_file), ranks),
+        store=dist.FileStore(str(meeting_file), ranks),  # type: ignore[attr-defined]  # public, but not in its __all__
         rank=rank,
         world_size=ranks,
         timeout=STEP_TIMEOUT,
