@@ -63,7 +63,7 @@ class BackgroundCompiledStep:
         before = cache.length
         try:
             return compiled(model, ids, cache)
-        except Exception as error:  # noqa: BLE001  # whatever a compiler's code may raise, the answer goes on
+        except Exception as error:  # whatever a compiler's code may raise, the answer goes on
             self._compiled = None
             if cache.length != before:
                 raise

@@ -1,7 +1,7 @@
 """A decode step whose layers are compiled by torch.compile (Inductor), ready for every later position.
 
-One layer is compiled, once, and serves all of them: they differ in their weights alone. What changes from token to token is a
-tensor's content (the slot, the angles) or a size that is marked as dynamic (how many positions there are,
+One layer is compiled, once, and serves all of them: they differ in their weights alone. What changes from token to
+token is a tensor's content (the slot, the angles) or a size that is marked as dynamic (how many positions there are,
 how many there is room for), so no token compiles anything again. Keys and values stay where `kv_cache.py` has
 them: compiled and eager steps can follow each other in one answer.
 """
@@ -51,7 +51,7 @@ def block_step(
     seen: Tensor,
 ) -> Tensor:
     """Return `x` (B, 1, dim) after one layer; what is compiled. See `OneSlot` for the last four."""
-    cache = cast(RollingKVCache, OneSlot(keys, values, slot, seen))  # a layer only ever calls `update`
+    cache = cast("RollingKVCache", OneSlot(keys, values, slot, seen))  # a layer only ever calls `update`
     out: Tensor = layer(x, cos, sin, None, cache, 0)
     return out
 
@@ -90,7 +90,7 @@ def compile_decode(model: Transformer) -> Step:
     """
     import torch._inductor.config
 
-    # The compiler runs beside an answer; a pool of workers would take the cores it is computed on, and would outlive us.
+    # The compiler runs beside an answer: a pool of workers would take the cores that one needs, and would outlive us.
     torch._inductor.config.compile_threads = 1
     compiled: Block = torch.compile(block_step)
 

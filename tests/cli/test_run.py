@@ -96,9 +96,12 @@ def test_every_option_arrives_as_one_argument(program, runtime, model):
         "--dtype": "float32",
         "--context": "512",
         "--threads": "2",
+        "--tp": "4",
     }
     given = [word for pair in options.items() for word in pair]
-    program("run", model, "--raw", "--quiet", "--stop", "\n", "--stop", "--", *given, "--", "--not an option")
+    program(
+        "run", model, "--raw", "--compile", "--quiet", "--stop", "\n", "--stop", "--", *given, "--", "--not an option"
+    )
     command, *arguments = runtime.told["argv"]
     separator = arguments.index("--")
     assert command == "generate"
@@ -107,6 +110,7 @@ def test_every_option_arrives_as_one_argument(program, runtime, model):
             *(f"{name}={value}" for name, value in options.items()),
             "--stop=\n",
             "--stop=--",
+            "--compile",
             "--raw",
             "--quiet",
             "--prompt=--not an option",
