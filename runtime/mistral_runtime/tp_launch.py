@@ -129,7 +129,8 @@ class Ranks:
             self._kill()
         for process in self._processes:
             _hang_up(process)
-        if dist.is_initialized():
+        # NCCL takes leave of every rank, and would wait for those that are gone.
+        if dist.is_initialized() and not (self._out_of_step and self._compute.device.type == "cuda"):
             dist.destroy_process_group()
         for process in self._processes:
             try:
