@@ -157,6 +157,12 @@ def run(
         float | None, typer.Option("--lora-scale", metavar="S", help="Its factor, instead of its own.")
     ] = None,
     lora_apart: Annotated[bool, typer.Option("--lora-apart", help="Keep its matrices apart from the weights.")] = False,
+    tp: Annotated[
+        int | None, typer.Option("--tp", metavar="N", help="Spread the model over N processes or GPUs.")
+    ] = None,
+    compile_steps: Annotated[
+        bool, typer.Option("--compile", help="Compile decode steps in the background; eager until then.")
+    ] = False,
 ) -> int:
     """Fetch a model if it is missing, verify it, and generate text from a prompt."""
     if prompt is None and sys.stdin.isatty():
@@ -182,11 +188,11 @@ def run(
             "--threads": threads,
             "--lora": lora,
             "--lora-scale": lora_scale,
+            "--tp": tp,
         }
     )
     options += [f"--stop={text}" for text in stop or []]
-    options += ["--timings"] * timings
-    options += ["--lora-apart"] * lora_apart
+    options += ["--timings"] * timings + ["--lora-apart"] * lora_apart + ["--compile"] * compile_steps
     options += ["--raw"] * raw + ["--json"] * front.is_json + ["--quiet"] * front.wants_no_text
     if prompt in {None, "-"}:
         return _launch(front, ref, "generate", options, ["-"])
@@ -216,6 +222,12 @@ def chat(
         float | None, typer.Option("--lora-scale", metavar="S", help="Its factor, instead of its own.")
     ] = None,
     lora_apart: Annotated[bool, typer.Option("--lora-apart", help="Keep its matrices apart from the weights.")] = False,
+    tp: Annotated[
+        int | None, typer.Option("--tp", metavar="N", help="Spread the model over N processes or GPUs.")
+    ] = None,
+    compile_steps: Annotated[
+        bool, typer.Option("--compile", help="Compile decode steps in the background; eager until then.")
+    ] = False,
 ) -> int:
     """Fetch a model if it is missing, verify it, and talk to it line by line."""
     if front.is_json:
@@ -235,10 +247,10 @@ def chat(
             "--threads": threads,
             "--lora": lora,
             "--lora-scale": lora_scale,
+            "--tp": tp,
         }
     )
-    options += ["--timings"] * timings
-    options += ["--lora-apart"] * lora_apart
+    options += ["--timings"] * timings + ["--lora-apart"] * lora_apart + ["--compile"] * compile_steps
     return _launch(front, ref, "chat", options + ["--quiet"] * front.wants_no_text, [])
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from mistral_runtime.arguments import build_parser, shield_dashes
 from mistral_runtime.errors import BadRequest, Interrupted, MissingDependency, MistralRuntimeError
 from mistral_runtime.interrupts import Interrupts
+from mistral_runtime.process_end import end_process
 from mistral_runtime.startup import StartClock
 from mistral_runtime.terminal import decode_argument, read_prompt, silence, write_err
 
@@ -124,7 +125,7 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def _require_positive(args: argparse.Namespace) -> None:
-    for name in ("max_tokens", "context", "threads", "stride", "top", "prompt_tokens", "decode_tokens", "rounds"):
+    for name in ("max_tokens", "context", "threads", "stride", "top", "prompt_tokens", "decode_tokens", "rounds", "tp"):
         value = getattr(args, name, None)
         if value is not None and not 1 <= value <= 1 << 24:
             raise BadRequest(
@@ -156,7 +157,15 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 def _compute(args: argparse.Namespace) -> ComputeOptions:
     from mistral_runtime.session import ComputeOptions
 
-    return ComputeOptions(args.device, args.dtype, args.threads, args.ignore_memory_plan, _lora(args))
+    return ComputeOptions(
+        device=args.device,
+        dtype=args.dtype,
+        threads=args.threads,
+        ignore_memory_plan=args.ignore_memory_plan,
+        lora=_lora(args),
+        ranks=getattr(args, "tp", 1),
+        compile=getattr(args, "compile", False),
+    )
 
 
 def _lora(args: argparse.Namespace) -> LoraOptions | None:
@@ -192,4 +201,4 @@ def _missing_dependency(error: ModuleNotFoundError) -> MissingDependency:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

@@ -47,6 +47,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_answer_arguments(command)
         _add_sampling_arguments(command)
         _add_machine_arguments(command)
+        _add_step_arguments(command)
         _add_adapter_arguments(command)
         _add_timings(command)
     _add_measuring_commands(commands)
@@ -197,3 +198,9 @@ def _add_adapter_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument("--lora", type=_path, metavar="PATH", help="add this LoRA adapter, of mistral-finetune or PEFT")
     group.add_argument("--lora-scale", type=float, metavar="S", help="its factor (default: as it says, else 2)")
     group.add_argument("--lora-apart", action="store_true", help="compute it beside the weights and do not merge it")
+
+
+def _add_step_arguments(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("steps")
+    group.add_argument("--tp", type=int, default=1, metavar="N", help="spread the model over N processes or GPUs")
+    group.add_argument("--compile", action="store_true", help="compile decode steps in the background, eager till then")

@@ -128,13 +128,17 @@ class MemoryPlan:
         """The sum."""
         return self.weights + self.cache + self.workspace
 
+    def parts(self) -> str:
+        """Return the sum with its parts, for people."""
+        return (
+            f"weights {_gib(self.weights)} + cache {_gib(self.cache)} + workspace {_gib(self.workspace)} "
+            f"= {_gib(self.needed)}"
+        )
+
     def line(self) -> str:
         """Return one line for people."""
         have = "an unknown amount" if self.available is None else _gib(self.available)
-        return (
-            f"memory: weights {_gib(self.weights)} + cache {_gib(self.cache)} + workspace {_gib(self.workspace)} "
-            f"= {_gib(self.needed)} of {have} available on {self.device}"
-        )
+        return f"memory: {self.parts()} of {have} available on {self.device}"
 
     def require_fit(self) -> None:
         """Raise NotEnoughMemory unless the plan fits: better refused with numbers than killed without."""

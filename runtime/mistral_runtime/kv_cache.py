@@ -50,10 +50,11 @@ class RollingKVCache:
         self.capacity = cache_positions(config, context)
         self.length = 0  # positions stored so far, including those already rolled out
         self._rolls = config.sliding_window is not None and self.capacity == config.sliding_window
-        shape = (config.n_layers, batch_size, config.n_kv_heads, self.capacity, config.head_dim)
+        shape = (batch_size, config.n_kv_heads, self.capacity, config.head_dim)
         # Uninitialised on purpose: untouched pages cost no memory. Every read is cut to slots that were written.
-        self._keys = torch.empty(shape, dtype=dtype, device=device)
-        self._values = torch.empty(shape, dtype=dtype, device=device)
+        # A buffer per layer, (B, K, C, D), and not one for all: a compiler sees which layers do not touch each other.
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
 
     @property
     def filled(self) -> int:
@@ -90,18 +91,18 @@ class RollingKVCache:
         count = keys.shape[2]
         if count == 1:
             slot = self.length % self.capacity
-            self._keys[layer, :, :, slot] = keys[:, :, 0]
-            self._values[layer, :, :, slot] = values[:, :, 0]
+            self.keys[layer][:, :, slot] = keys[:, :, 0]
+            self.values[layer][:, :, slot] = values[:, :, 0]
             filled = min(self.length + 1, self.capacity)
-            return self._keys[layer, :, :, :filled], self._values[layer, :, :, :filled]
+            return self.keys[layer][:, :, :filled], self.values[layer][:, :, :filled]
         all_keys, all_values = keys, values
         if self.length:
-            all_keys = torch.cat((self._keys[layer, :, :, : self.filled], keys), dim=2)  # (B, K, S, D)
-            all_values = torch.cat((self._values[layer, :, :, : self.filled], values), dim=2)
+            all_keys = torch.cat((self.keys[layer][:, :, : self.filled], keys), dim=2)  # (B, K, S, D)
+            all_values = torch.cat((self.values[layer][:, :, : self.filled], values), dim=2)
         kept = min(count, self.capacity)
         slots = torch.arange(self.length + count - kept, self.length + count, device=keys.device) % self.capacity
-        self._keys[layer].index_copy_(2, slots, keys[:, :, count - kept :])
-        self._values[layer].index_copy_(2, slots, values[:, :, count - kept :])
+        self.keys[layer].index_copy_(2, slots, keys[:, :, count - kept :])
+        self.values[layer].index_copy_(2, slots, values[:, :, count - kept :])
         return all_keys, all_values
 
     def advance(self, count: int) -> None:

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mistral_runtime.adapter import open_adapter
+from mistral_runtime.compiled_step import BackgroundCompiledStep
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.device import Compute, choose_compute, plan_memory
-from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, check_context
+from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, Step, check_context, eager_step
+from mistral_runtime.errors import BadRequest
 from mistral_runtime.lora import LoraOptions, describe, merging, result_fields, set_apart
 from mistral_runtime.prompt import resolve_template
 from mistral_runtime.snapshot import (
@@ -26,8 +29,11 @@ from mistral_runtime.snapshot import (
     load_config,
 )
 from mistral_runtime.startup import StartClock
+from mistral_runtime.tensor_parallel import Shard, check_rank_devices, check_ranks
 from mistral_runtime.text_stream import StopMatcher, StreamingDecoder, text_pieces
 from mistral_runtime.tokenizer import Tokenizer
+from mistral_runtime.tp_launch import Ranks
+from mistral_runtime.tp_plan import plan_ranks, share_threads
 from mistral_runtime.weights import load_model, open_checkpoint
 
 Report = Callable[[str], None]
@@ -44,6 +50,8 @@ class ComputeOptions:
     threads: int | None = None
     ignore_memory_plan: bool = False
     lora: LoraOptions | None = None
+    ranks: int = 1
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,10 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model. `clock` times the start, up to the first token of the first answer."""
+    """A loaded model, and what has to be ended with it; close it.
+
+    `clock` times the start, up to the first token of the first answer.
+    """
 
     snapshot: Snapshot
     compute: Compute
@@ -67,6 +78,13 @@ class Session:
     load_seconds: float
     clock: StartClock = field(default_factory=StartClock)
     lora: dict[str, Any] | None = None
+    ranks: int = 1
+    compiling: BackgroundCompiledStep | None = None
+    resources: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        """End what runs beside this thread."""
+        self.resources.close()
 
 
 def open_snapshot(directory: Path, *, chat_template: str) -> Snapshot:
@@ -115,6 +133,8 @@ def load_session(
     """
     started = time.perf_counter()
     clock = clock or StartClock()
+    check_ranks(snapshot.config, options.ranks)
+    _refuse_together(options)
     checkpoint = open_checkpoint(snapshot.files, snapshot.config)
     clock.mark("weights_opened")
     for name in snapshot.files.passed_over:
@@ -122,8 +142,16 @@ def load_session(
     compute = choose_compute(
         device=options.device, dtype=options.dtype, threads=options.threads, stored=checkpoint.dtype
     )
+    shard = Shard(snapshot.config, rank=0, ranks=options.ranks)
+    if shard.ranks > 1:
+        check_rank_devices(compute.device, shard.ranks)
+        compute = share_threads(compute, shard.ranks)
     report(compute.line())
-    plan = plan_memory(snapshot.config, compute, context=positions, prefill_chunk=PREFILL_CHUNK)
+    if shard.ranks > 1:
+        plan, line = plan_ranks(shard, compute, context=positions, prefill_chunk=PREFILL_CHUNK)
+        report(line)
+    else:
+        plan = plan_memory(snapshot.config, compute, context=positions, prefill_chunk=PREFILL_CHUNK)
     lora, adapter = options.lora, None
     if lora is not None:
         adapter = open_adapter(lora.path, snapshot.config, scale=lora.scale)
@@ -133,13 +161,50 @@ def load_session(
     if not options.ignore_memory_plan:
         plan.require_fit()
     clock.mark("device")
-    transforms = [merging(adapter, dtype=compute.dtype)] if adapter and lora and not lora.apart else []
-    model = load_model(checkpoint, snapshot.config, device=compute.device, dtype=compute.dtype, transforms=transforms)
-    if adapter and lora and lora.apart:
-        set_apart(model, adapter)
-    clock.mark("model_built")
-    used = result_fields(adapter, apart=lora.apart) if adapter and lora else None
-    return Session(snapshot, compute, Engine(model, context=context), time.perf_counter() - started, clock, used)
+    with ExitStack() as resources:
+        step: Step = eager_step
+        compiling = None
+        if shard.ranks > 1:
+            ranks = resources.enter_context(Ranks(checkpoint, shard, compute))
+            model, step = ranks.load(), ranks.step
+        else:
+            transforms = [merging(adapter, dtype=compute.dtype)] if adapter and lora and not lora.apart else []
+            model = load_model(
+                checkpoint, snapshot.config, device=compute.device, dtype=compute.dtype, transforms=transforms
+            )
+            if adapter and lora and lora.apart:
+                set_apart(model, adapter)
+        if options.compile:
+            from mistral_runtime.inductor_decode import compile_decode
+
+            step = compiling = BackgroundCompiledStep(model, compile_decode, report=report)
+            resources.callback(compiling.close)
+        clock.mark("model_built")
+        return Session(
+            snapshot,
+            compute,
+            Engine(model, context=context, step=step),
+            time.perf_counter() - started,
+            clock,
+            lora=result_fields(adapter, apart=lora.apart) if adapter and lora else None,
+            ranks=shard.ranks,
+            compiling=compiling,
+            resources=resources.pop_all(),
+        )
+
+
+def _refuse_together(options: ComputeOptions) -> None:
+    """Raise BadRequest where two things were asked for that do not go together."""
+    for is_wanted, flag, what in (
+        (options.compile, "--compile", "steps of several ranks cannot be compiled"),
+        (options.lora is not None, "--lora", "an adapter cannot be spread over several ranks"),
+    ):
+        if is_wanted and options.ranks > 1:
+            raise BadRequest(
+                what,
+                detail=f"expected {flag} or --tp, found both (--tp {options.ranks})",
+                hint="leave one of them out",
+            )
 
 
 @dataclass

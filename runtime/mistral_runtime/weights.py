@@ -148,8 +148,11 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     transforms: Sequence[WeightTransform] = (),
+    build: Callable[[ModelConfig], Transformer] = Transformer,
 ) -> Transformer:
     """Build the model around the checkpoint's tensors, after ``transforms`` in their order.
+
+    ``build`` makes the empty model, for shapes that the configuration alone does not tell.
 
     On the CPU and at the stored dtype the weights are the mapped file pages themselves. The exception is wq and wk
     of Hugging Face files, which are put into Mistral's order, so that both layouts hold the same bits and
@@ -159,7 +162,7 @@ def load_model(
     device = torch.device(device)
     dtype = dtype or checkpoint.dtype
     with torch.device("meta"):
-        model = Transformer(config)
+        model = build(config)
     state = {}
     for name, info in checkpoint.tensors.items():
         mapped = checkpoint.read(info)

@@ -98,6 +98,7 @@ def test_every_option_arrives_as_one_argument(program, runtime, model):
         "--threads": "2",
         "--lora": "an adapter",
         "--lora-scale": "1.5",
+        "--tp": "4",
     }
     given = [word for pair in options.items() for word in pair]
     program(
@@ -106,6 +107,7 @@ def test_every_option_arrives_as_one_argument(program, runtime, model):
         "--raw",
         "--quiet",
         "--lora-apart",
+        "--compile",
         "--stop",
         "\n",
         "--stop",
@@ -122,9 +124,10 @@ def test_every_option_arrives_as_one_argument(program, runtime, model):
             *(f"{name}={value}" for name, value in options.items()),
             "--stop=\n",
             "--stop=--",
+            "--lora-apart",
+            "--compile",
             "--raw",
             "--quiet",
-            "--lora-apart",
             "--prompt=--not an option",
         ]
     )
