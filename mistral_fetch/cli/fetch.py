@@ -151,6 +151,9 @@ def run(
     dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="auto, bfloat16 or float32.")] = None,
     context: Annotated[int | None, typer.Option("--context", metavar="N", help="Positions to make room for.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
+    lookup: Annotated[
+        str | None, typer.Option("--lookup", metavar="MODE", help="Guess ahead from the text: auto, on or off.")
+    ] = None,
 ) -> int:
     """Fetch a model if it is missing, verify it, and generate text from a prompt."""
     if prompt is None and sys.stdin.isatty():
@@ -174,6 +177,7 @@ def run(
             "--dtype": dtype,
             "--context": context,
             "--threads": threads,
+            "--lookup": lookup,
         }
     )
     options += [f"--stop={text}" for text in stop or []]
@@ -200,6 +204,9 @@ def chat(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, mps or xpu.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
+    lookup: Annotated[
+        str | None, typer.Option("--lookup", metavar="MODE", help="Guess ahead from the text: auto, on or off.")
+    ] = None,
 ) -> int:
     """Fetch a model if it is missing, verify it, and talk to it line by line."""
     if front.is_json:
@@ -217,6 +224,7 @@ def chat(
             "--chat-template": chat_template,
             "--device": device,
             "--threads": threads,
+            "--lookup": lookup,
         }
     )
     return _launch(front, ref, "chat", options + ["--quiet"] * front.wants_no_text, [])

@@ -141,6 +141,9 @@ def _add_machine_arguments(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("machine")
     group.add_argument("--device", choices=("auto", "cuda", "mps", "xpu", "cpu"), default="auto")
     group.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
+    group.add_argument(
+        "--lookup", choices=("auto", "on", "off"), default="auto", help="guess ahead from the text; same answer, sooner"
+    )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as many as may run at once)")
     group.add_argument("--ignore-memory-plan", action="store_true", help="load even if the plan does not fit")
 
@@ -238,7 +241,7 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 def _compute(args: argparse.Namespace) -> ComputeOptions:
     from mistral_runtime.session import ComputeOptions
 
-    return ComputeOptions(args.device, args.dtype, args.threads, args.ignore_memory_plan)
+    return ComputeOptions(args.device, args.dtype, args.threads, args.ignore_memory_plan, args.lookup)
 
 
 def _missing_dependency(error: ModuleNotFoundError) -> MissingDependency:

@@ -6,6 +6,7 @@ and the choice of kernel; where keys are kept is `kv_cache.py`'s affair.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -45,6 +46,8 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
+        self.n_heads = config.n_heads
+        self.n_kv_heads = config.n_kv_heads
         self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
         self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
         self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
@@ -55,8 +58,9 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Return what each of the T positions of `x` (B, T, dim) gathers from those it may see."""
         per_head = (*x.shape[:2], -1, self.head_dim)
-        q = apply_rope(self.wq(x).view(per_head), cos, sin)  # (B, T, H, D)
-        k = apply_rope(self.wk(x).view(per_head), cos, sin)  # (B, T, K, D)
+        # Turned together: at one position the number of operations is what takes the time.
+        both = torch.cat((self.wq(x).view(per_head), self.wk(x).view(per_head)), dim=2)  # (B, T, H+K, D)
+        q, k = apply_rope(both, cos, sin).split((self.n_heads, self.n_kv_heads), dim=2)  # (B, T, H or K, D)
         v: Tensor = self.wv(x).view(per_head)  # (B, T, K, D)
         keys, values = cache.update(layer, k.transpose(1, 2), v.transpose(1, 2))  # (B, K, S, D)
         gathered: Tensor = self.wo(grouped_attention(q, keys, values, mask))  # (B, T, dim)

@@ -17,7 +17,7 @@ from torch import Tensor
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.errors import BadRequest, EmptyPrompt, PromptTooLong
 from mistral_runtime.kv_cache import RollingKVCache
-from mistral_runtime.lookup import MAX_DRAFT, DraftPace, LookupMode, PromptLookup
+from mistral_runtime.lookup import DraftPace, LookupMode, PromptLookup, cache_slack
 from mistral_runtime.sampling import SamplingParams, new_generator, next_token
 from mistral_runtime.transformer import Transformer
 
@@ -107,7 +107,7 @@ class Generation:
         self._step = step
         self._step_seconds: float | None = None  # of the latest decode step
         self._lookup = None if lookup == "off" else PromptLookup(request.prompt)
-        self._cache = model.new_cache(positions, slack=0 if lookup == "off" else MAX_DRAFT)
+        self._cache = model.new_cache(positions, slack=cache_slack(lookup))
 
     def __iter__(self) -> Iterator[int]:
         request, generator = self._request, new_generator(self._request.sampling)

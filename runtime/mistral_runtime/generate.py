@@ -123,6 +123,11 @@ def result_object(session: Session, options: GenerateOptions, answer: Answer, to
             "decode": round(answer.decode_seconds, 6),
             "total": round(total_seconds, 6),
         },
+        "lookup": {
+            "mode": options.compute.lookup,
+            "drafted": answer.drafted_tokens,
+            "accepted": answer.accepted_tokens,
+        },
         "tokens_per_second": None if rate is None else round(rate, 3),
         "device": str(session.compute.device),
         "dtype": dtype_name(session.compute.dtype),

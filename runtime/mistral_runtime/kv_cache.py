@@ -39,8 +39,8 @@ class RollingKVCache:
 
     Positions can be taken back with `rewind`, and then what they had overwritten is missing. A slack of S slots
     (C = W + S) makes that harmless: storing p … p+S overwrites at most position p+S−C = p−W, which no query from p on
-    may see. So chunks of up to S+1 positions write first and may be taken back, whatever the window; what else lies in
-    the slots is older than the window or was taken back, and `seen_positions` gives both a position that the mask hides.
+    may see. So chunks of up to S+1 positions write first and may be taken back, whatever the window. What else lies in
+    the slots is older than the window or was taken back; `seen_positions` gives both a position that the mask hides.
     """
 
     def __init__(

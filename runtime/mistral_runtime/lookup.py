@@ -21,6 +21,11 @@ _LONGEST_MATCH = 24  # where two candidates agree that far, the more recent one 
 _MOST_CANDIDATES = 16  # a text of one repeated token has as many candidates as tokens
 
 
+def cache_slack(mode: LookupMode) -> int:
+    """Return how many positions the cache must be able to take back."""
+    return 0 if mode == "off" else MAX_DRAFT
+
+
 class PromptLookup:
     """An index of all token ids so far that finds the longest recent match of their end.
 
@@ -83,10 +88,10 @@ class DraftPace:
 
     With "auto" a guess is paid for from a purse that keeps a bad run from costing much. It begins with 8 tokens, gains
     1/16 with every token of the answer and 1 with every token guessed rightly, loses 1 with every one guessed wrongly,
-    and holds 32 at most. So wrong guesses never exceed right ones by more than 8 + tokens/16. A guess costs a small part r
-    of a step per token where memory is what takes the time (about 0.03 for 16-bit weights), and the loss is below
-    (8 + tokens/16) · r steps as long as r ≤ 1/2. Where r is larger, the clock shows it: after 8 steps with guesses
-    that took longer than their tokens would have taken one by one, there are none for the rest of the answer.
+    and holds 32 at most. So wrong guesses never exceed right ones by more than 8 + tokens/16. Where memory is what
+    takes the time, a guess costs a small part r of a step per token, and the loss is below (8 + tokens/16) · r steps as
+    long as r ≤ 1/2. Where r is larger, the clock shows it: after 8 steps with guesses that together took longer than
+    their tokens would have taken one by one, there are none for the rest of the answer.
     """
 
     _START = 8.0

@@ -14,6 +14,7 @@ from pathlib import Path
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.device import Compute, choose_compute, plan_memory
 from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, check_context
+from mistral_runtime.lookup import LookupMode, cache_slack
 from mistral_runtime.prompt import resolve_template
 from mistral_runtime.snapshot import (
     WeightFiles,
@@ -39,6 +40,7 @@ class ComputeOptions:
     dtype: str = "auto"
     threads: int | None = None
     ignore_memory_plan: bool = False
+    lookup: LookupMode = "auto"
 
 
 @dataclass(frozen=True)
@@ -108,12 +110,19 @@ def load_session(
         device=options.device, dtype=options.dtype, threads=options.threads, stored=checkpoint.dtype
     )
     report(compute.line())
-    plan = plan_memory(snapshot.config, compute, context=positions, prefill_chunk=PREFILL_CHUNK)
+    plan = plan_memory(
+        snapshot.config,
+        compute,
+        context=positions,
+        prefill_chunk=PREFILL_CHUNK,
+        slack=cache_slack(options.lookup),
+    )
     report(plan.line())
     if not options.ignore_memory_plan:
         plan.require_fit()
     model = load_model(checkpoint, snapshot.config, device=compute.device, dtype=compute.dtype)
-    return Session(snapshot, compute, Engine(model, context=context), time.perf_counter() - started)
+    engine = Engine(model, context=context, lookup=options.lookup)
+    return Session(snapshot, compute, engine, time.perf_counter() - started)
 
 
 @dataclass
@@ -126,6 +135,8 @@ class Answer:
     finish_reason: str
     prefill_seconds: float
     decode_seconds: float
+    drafted_tokens: int
+    accepted_tokens: int
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -162,4 +173,6 @@ def stream_answer(
         finish_reason="stop" if matcher.matched is not None else generation.finish_reason,
         prefill_seconds=generation.prefill_seconds,
         decode_seconds=generation.decode_seconds,
+        drafted_tokens=generation.pace.drafted,
+        accepted_tokens=generation.pace.accepted,
     )

@@ -96,6 +96,7 @@ def test_every_option_arrives_as_one_argument(program, runtime, model):
         "--dtype": "float32",
         "--context": "512",
         "--threads": "2",
+        "--lookup": "off",
     }
     given = [word for pair in options.items() for word in pair]
     program("run", model, "--raw", "--quiet", "--stop", "\n", "--stop", "--", *given, "--", "--not an option")
