@@ -33,7 +33,7 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> T
     groups = heads // kv_heads
     rows = q.reshape(batch, count, kv_heads, groups, head_dim).permute(0, 2, 3, 1, 4)  # (B, K, H/K, T, D)
     rows = rows.reshape(batch, kv_heads, groups * count, head_dim)  # (B, K, H/K·T, D)
-    if mask is not None:
+    if mask is not None and count > 1:  # one position's mask is the same for all its rows, and is broadcast
         mask = mask.repeat(groups, 1)  # (H/K·T, S)
     mixed = scaled_dot_product_attention(rows, k, v, attn_mask=mask)  # (B, K, H/K·T, D)
     mixed = mixed.reshape(batch, kv_heads, groups, count, head_dim).permute(0, 3, 1, 2, 4)  # (B, T, K, H/K, D)
