@@ -4,9 +4,9 @@
 
 Two models: the demo model, where a step is mostly overhead, and a random one in bfloat16 whose weights are read from
 memory for every step. Each continues a text in which the same passage stands again and again, and a text that is
-random, where there is nothing to guess: what lookup costs then. The random model has small weights in its layers and
-equal embeddings in and out, so that it repeats the token it was given; that is the copying a real model does, at its
-plainest. Rounds with and without lookup take turns, and the ratio is that of the medians. The last line is JSON.
+new, where there is little to guess: what lookup costs then. The random model that copies has small weights in its layers
+and equal embeddings in and out, so that it repeats the token it was given: every guess is right, so its ratio is the
+most there can be. The one that does not has another output. Rounds with and without lookup take turns, and the ratio is that of the medians. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ class Case:
     model: Transformer
     prompt: list[int]
     temperature: float = 0.0
+    stop_ids: frozenset[int] = frozenset()
 
 
 def demo_cases() -> list[Case]:
@@ -53,11 +54,21 @@ def demo_cases() -> list[Case]:
     eos = frozenset({tokenizer.eos_id})
     answer = list(Engine(model).generate(Request(question, 192, stop_ids=eos)))
     told = tokenizer.encode(f"Q: {COPIED}\nA:{tokenizer.decode(answer)}\nQ: {COPIED}\nA:")
-    return [Case("demo model, copies", model, told), Case("demo model, new", model, question)]
+    return [
+        Case("demo model, copies", model, told, stop_ids=eos),
+        Case("demo model, new", model, question, stop_ids=eos),
+    ]
 
 
 def random_cases(dim: int, layers: int) -> list[Case]:
-    """Return a model of random weights, at temperature 0 where it repeats itself and at 10 where it wanders."""
+    """Return two models of random weights, one that repeats itself and one that wanders."""
+    return [
+        Case("random model, copies", *_random_model(dim, layers, copies=True)),
+        Case("random model, new", *_random_model(dim, layers, copies=False), temperature=10.0),
+    ]
+
+
+def _random_model(dim: int, layers: int, *, copies: bool) -> tuple[Transformer, list[int]]:
     config = ModelConfig(
         dim=dim, n_layers=layers, head_dim=128, hidden_dim=dim * 7 // 2, n_heads=dim // 128,
         n_kv_heads=max(1, dim // 512), vocab_size=8192, norm_eps=1e-5, rope_theta=1e4, sliding_window=4096,
@@ -67,15 +78,19 @@ def random_cases(dim: int, layers: int) -> list[Case]:
     for name, weight in model.named_parameters():
         if weight.dim() == 2:
             weight.normal_(std=1.0 if name.startswith("tok_embeddings") else 0.002, generator=generator)
-    model.output.weight.copy_(model.tok_embeddings.weight)
+    if copies:
+        model.output.weight.copy_(model.tok_embeddings.weight)
+    else:
+        model.output.weight.normal_(generator=generator)
     passage = torch.randint(0, config.vocab_size, (256,), generator=generator).tolist()
-    return [Case("random model, copies", model, passage), Case("random model, new", model, passage, temperature=10.0)]
+    return model, passage
 
 
 def tokens_per_second(case: Case, lookup: LookupMode, tokens: int) -> tuple[float, list[int], float]:
     """Return the decoding rate, the ids, and which part of the guesses was right."""
     engine = Engine(case.model, lookup=lookup)
-    generation = engine.generate(Request(case.prompt, tokens, SamplingParams(temperature=case.temperature, seed=1)))
+    sampling = SamplingParams(temperature=case.temperature, seed=1)
+    generation = engine.generate(Request(case.prompt, tokens, sampling, case.stop_ids))
     ids = list(generation)
     right = generation.pace.accepted / max(1, generation.pace.drafted)
     return (len(ids) - 1) / generation.decode_seconds, ids, right
