@@ -2,11 +2,12 @@
 
     python benchmarks/lookup.py [--tokens 192] [--rounds 5] [--dim 2048] [--layers 8] [--threads N]
 
-Two models: the demo model, where a step is mostly overhead, and a random one in bfloat16 whose weights are read from
-memory for every step. Each continues a text in which the same passage stands again and again, and a text that is
-new, where there is little to guess: what lookup costs then. The random model that copies has small weights in its layers
-and equal embeddings in and out, so that it repeats the token it was given: every guess is right, so its ratio is the
-most there can be. The one that does not has another output. Rounds with and without lookup take turns, and the ratio is that of the medians. The last line is JSON.
+The demo model, where a step is mostly overhead, and random ones in bfloat16 whose weights are read from memory for
+every step. Each continues a text in which the same passage stands again, and one that is new, where there is little to
+guess: what lookup costs then. The random model that copies has small weights in its layers and equal embeddings in
+and out, so that it repeats the token it was given: every guess is right, and its ratio is the most there can be. The
+one that does not has another output. Rounds with and without lookup take turns; the ratio is that of the medians.
+The last line is JSON.
 """
 
 from __future__ import annotations
