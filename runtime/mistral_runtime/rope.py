@@ -25,7 +25,9 @@ def rope_cos_sin(
     """
     first, last = positions.start // _BLOCK, (positions.stop - 1) // _BLOCK
     blocks = [_block(index, head_dim, theta, torch.device(device)) for index in range(first, last + 1)]
-    cos, sin = blocks[0] if first == last else (torch.cat(parts) for parts in zip(*blocks, strict=True))
+    cos, sin = blocks[0]
+    if len(blocks) > 1:
+        cos, sin = torch.cat([block[0] for block in blocks]), torch.cat([block[1] for block in blocks])
     start = positions.start - first * _BLOCK
     return cos[start : start + len(positions)], sin[start : start + len(positions)]
 
@@ -38,9 +40,9 @@ def _block(index: int, head_dim: int, theta: float, device: torch.device) -> tup
     position = torch.arange(index * _BLOCK, (index + 1) * _BLOCK, dtype=torch.float64)
     angle = torch.outer(position, inverse_frequency)  # (T, D/2)
     cos, sin = angle.cos(), angle.sin()
-    twice = (torch.stack((cos, cos), dim=-1), torch.stack((-sin, sin), dim=-1))
-    cos, sin = (both.flatten(-2).float().to(device)[:, None] for both in twice)  # (T, 1, D)
-    return cos, sin
+    cos_twice = torch.stack((cos, cos), dim=-1).flatten(-2)  # (T, D)
+    sin_twice = torch.stack((-sin, sin), dim=-1).flatten(-2)
+    return cos_twice.float().to(device)[:, None], sin_twice.float().to(device)[:, None]
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

@@ -258,7 +258,6 @@ def test_a_value_that_is_no_number_is_an_error_only_where_it_is_used(
 def test_weights_that_are_no_numbers_are_an_error(model: Transformer) -> None:
     spoilt = Transformer(model.config)
     spoilt.load_state_dict(model.state_dict())
-    with torch.no_grad():
-        spoilt.layers[1].feed_forward.w2.weight[3, 4] = float("nan")
+    spoilt.state_dict()["layers.1.feed_forward.w2.weight"][3, 4] = float("nan")
     with pytest.raises(NonFiniteLogits):
         list(Engine(spoilt, lookup="on").generate(Request(PROMPT, 12)))
