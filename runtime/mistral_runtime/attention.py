@@ -47,7 +47,6 @@ class Attention(nn.Module):
         super().__init__()
         self.head_dim = config.head_dim
         self.n_heads = config.n_heads
-        self.n_kv_heads = config.n_kv_heads
         self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
         self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
         self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
@@ -60,7 +59,8 @@ class Attention(nn.Module):
         per_head = (*x.shape[:2], -1, self.head_dim)
         # Turned together: at one position the number of operations is what takes the time.
         both = torch.cat((self.wq(x).view(per_head), self.wk(x).view(per_head)), dim=2)  # (B, T, H+K, D)
-        q, k = apply_rope(both, cos, sin).split((self.n_heads, self.n_kv_heads), dim=2)  # (B, T, H or K, D)
+        turned = apply_rope(both, cos, sin)
+        q, k = turned[:, :, : self.n_heads], turned[:, :, self.n_heads :]  # (B, T, H, D), (B, T, K, D)
         v: Tensor = self.wv(x).view(per_head)  # (B, T, K, D)
         keys, values = cache.update(layer, k.transpose(1, 2), v.transpose(1, 2))  # (B, K, S, D)
         gathered: Tensor = self.wo(grouped_attention(q, keys, values, mask))  # (B, T, dim)

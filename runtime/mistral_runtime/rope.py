@@ -51,5 +51,5 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     The arithmetic is in float32 whatever the type of `x`: in bfloat16 a rotation would lose half its digits.
     """
     wide = x.float()
-    swapped = wide.unflatten(-1, (-1, 2)).flip(-1).flatten(-2)  # (B, T, H, D): odd, even, odd, even, …
+    swapped = wide.reshape(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)  # (B, T, H, D): odd, even, odd, even, …
     return torch.addcmul(wide * cos, swapped, sin).to(x.dtype)

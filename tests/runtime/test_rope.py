@@ -17,7 +17,7 @@ def test_pairs_are_turned_as_complex_numbers_are(positions: range) -> None:
     x = torch.randn(2, len(positions), 3, DIM, generator=torch.Generator().manual_seed(0))
     exponents = -torch.arange(0, DIM, 2, dtype=torch.float64) / DIM
     angles = torch.tensor(list(positions), dtype=torch.float64)[:, None, None] * THETA**exponents  # (T, 1, D/2)
-    numbers = torch.view_as_complex(x.double().unflatten(-1, (-1, 2)))
+    numbers = torch.view_as_complex(x.double().reshape(2, len(positions), 3, -1, 2))
     expected = torch.view_as_real(numbers * torch.polar(torch.ones_like(angles), angles)).flatten(-2)
     turned = apply_rope(x, *rope_cos_sin(positions, head_dim=DIM, theta=THETA))
     assert float((turned - expected).abs().max()) < 1e-6  # float32 arithmetic; float32 angles would be off by 2e-3
