@@ -163,6 +163,9 @@ def run(
     compile_steps: Annotated[
         bool, typer.Option("--compile", help="Compile decode steps in the background; eager until then.")
     ] = False,
+    lookup: Annotated[
+        str | None, typer.Option("--lookup", metavar="MODE", help="Guess ahead from the text: auto, on or off.")
+    ] = None,
 ) -> int:
     """Fetch a model if it is missing, verify it, and generate text from a prompt."""
     if prompt is None and sys.stdin.isatty():
@@ -189,6 +192,7 @@ def run(
             "--lora": lora,
             "--lora-scale": lora_scale,
             "--tp": tp,
+            "--lookup": lookup,
         }
     )
     options += [f"--stop={text}" for text in stop or []]
@@ -228,6 +232,9 @@ def chat(
     compile_steps: Annotated[
         bool, typer.Option("--compile", help="Compile decode steps in the background; eager until then.")
     ] = False,
+    lookup: Annotated[
+        str | None, typer.Option("--lookup", metavar="MODE", help="Guess ahead from the text: auto, on or off.")
+    ] = None,
 ) -> int:
     """Fetch a model if it is missing, verify it, and talk to it line by line."""
     if front.is_json:
@@ -248,6 +255,7 @@ def chat(
             "--lora": lora,
             "--lora-scale": lora_scale,
             "--tp": tp,
+            "--lookup": lookup,
         }
     )
     options += ["--timings"] * timings + ["--lora-apart"] * lora_apart + ["--compile"] * compile_steps

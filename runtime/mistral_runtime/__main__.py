@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: argparse.Namespace, interrupts: Interrupts, clock: StartClock) -> int:
-    if args.command in ("convert", "digest"):
+    if args.command in ("convert", "digest", "quantize"):
         return _dispatch_weights(args)
     _require_positive(args)
     if args.command in ("bench", "ppl", "logits"):
@@ -113,8 +113,20 @@ def _import_torch(clock: StartClock) -> None:
 
 
 def _dispatch_weights(args: argparse.Namespace) -> int:
-    from mistral_runtime.weight_commands import run_convert, run_digest
+    from mistral_runtime.weight_commands import run_convert, run_describe, run_digest, run_quantize
 
+    if args.command == "quantize":
+        if args.describe:
+            return run_describe(args.to, args.group)
+        if args.directory is None or args.out is None:
+            raise BadRequest(
+                "SNAPSHOT and OUT are missing",
+                detail="expected both directories, or --describe",
+                hint="python -m mistral_runtime quantize SNAPSHOT OUT --to int8",
+            )
+        return run_quantize(
+            args.directory, args.out, args.to, args.group, reserve_bytes=args.reserve, as_json=args.as_json
+        )
     if args.command == "digest":
         return run_digest(args.directories, as_json=args.as_json)
     return run_convert(args.directory, args.out, reserve_bytes=args.reserve, as_json=args.as_json)
@@ -165,6 +177,8 @@ def _compute(args: argparse.Namespace) -> ComputeOptions:
         lora=_lora(args),
         ranks=getattr(args, "tp", 1),
         compile=getattr(args, "compile", False),
+        lookup=getattr(args, "lookup", "off"),
+        quantize=args.quantize,
     )
 
 

@@ -54,12 +54,14 @@ class BackgroundCompiledStep:
         """Whether the next decode step will be a compiled one."""
         return self._compiled is not None
 
-    def __call__(self, model: Transformer, ids: Sequence[int], cache: RollingKVCache) -> Tensor:
+    def __call__(
+        self, model: Transformer, ids: Sequence[int], cache: RollingKVCache, *, last_only: bool = True
+    ) -> Tensor:
         """Compute one step; see `engine.Step`."""
         compiled = self._compiled
         # A compiler takes sizes of 0 and 1 for constants, so the first positions are another program.
         if compiled is None or len(ids) > 1 or min(cache.length, cache.capacity - 1) < 1:
-            return eager_step(model, ids, cache)
+            return eager_step(model, ids, cache, last_only=last_only)
         before = cache.length
         try:
             return compiled(model, ids, cache)
@@ -68,7 +70,7 @@ class BackgroundCompiledStep:
             if cache.length != before:
                 raise
             self._say(f"compile: a compiled step failed, steps are eager again ({_first_line(error)})")
-            return eager_step(model, ids, cache)  # what the failed step stored is stored over
+            return eager_step(model, ids, cache, last_only=last_only)  # what the failed step stored is stored over
 
     def close(self) -> None:
         """Say nothing any more. The thread is left to itself: a compiler cannot be stopped (`process_end.py`)."""
@@ -112,7 +114,7 @@ def check_step(model: Transformer, step: Step) -> str | None:
         error = float((logits - other).abs().max())
         if not error <= allowed:  # not `>`: NaN differs as well
             return f"logits by {error:.2g} at step {position}, where {allowed:.2g} is rounding"
-        if float(logits.max() - logits[other.argmax()]) > allowed:
+        if float(logits.max() - logits[0, other.argmax()]) > allowed:
             return f"the likeliest token at step {position}"
     return None
 

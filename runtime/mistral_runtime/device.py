@@ -150,14 +150,16 @@ class MemoryPlan:
             )
 
 
-def plan_memory(config: ModelConfig, compute: Compute, *, context: int, prefill_chunk: int) -> MemoryPlan:
-    """Return the plan for sequences of up to `context` positions."""
+def plan_memory(
+    config: ModelConfig, compute: Compute, *, context: int, prefill_chunk: int, slack: int = 0
+) -> MemoryPlan:
+    """Return the plan for sequences of up to `context` positions, in a cache with `slack`; see `RollingKVCache`."""
     width = compute.dtype.itemsize
     # One chunk's widest moment: three feed-forward rows and some eight of the stream, in float32 at worst.
     activations = min(prefill_chunk, context) * (3 * config.hidden_dim + 8 * config.dim) * 4
     return MemoryPlan(
         weights=config.parameter_count() * width,
-        cache=cache_bytes(config, context, bytes_per_value=width),
+        cache=cache_bytes(config, context, bytes_per_value=width, slack=slack),
         workspace=_BASE_WORKSPACE_BYTES + activations + config.vocab_size * 4,
         available=_device_memory(compute.device),
         device=str(compute.device),

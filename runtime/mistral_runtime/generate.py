@@ -142,6 +142,11 @@ def result_object(session: Session, options: GenerateOptions, answer: Answer, to
             "total": round(total_seconds, 6),
         },
         "timings": session.clock.fields(),
+        "lookup": {
+            "mode": options.compute.lookup,
+            "drafted": answer.drafted_tokens,
+            "accepted": answer.accepted_tokens,
+        },
         "tokens_per_second": None if rate is None else round(rate, 3),
         "device": str(session.compute.device),
         "dtype": dtype_name(session.compute.dtype),

@@ -60,7 +60,8 @@ def decode_with(block: Block) -> Step:
     """Return a step for one token that computes each layer by `block`, which has the arguments of `block_step`."""
 
     @torch.inference_mode()
-    def step(model: Transformer, ids: Sequence[int], cache: RollingKVCache) -> Tensor:
+    def step(model: Transformer, ids: Sequence[int], cache: RollingKVCache, *, last_only: bool = True) -> Tensor:
+        # Of one token the last logits are all there are, whatever `last_only` says.
         (token,) = ids
         cache.require_room(1)
         position, device = cache.length, model.device
@@ -74,7 +75,7 @@ def decode_with(block: Block) -> Step:
             x = block(layer, x, cos, sin, keys, values, slot, seen)
         cache.advance(1)
         logits: Tensor = model.output(model.norm(x))
-        return logits.float()[0, -1].cpu()  # (V)
+        return logits.float()[0].cpu()  # (1, V)
 
     return step
 
@@ -106,9 +107,11 @@ def compile_decode(model: Transformer) -> Step:
     with torch.compiler.set_stance("fail_on_recompile"):
         _run(model, step, context=40)
 
-    def never_compiling(model: Transformer, ids: Sequence[int], cache: RollingKVCache) -> Tensor:
+    def never_compiling(
+        model: Transformer, ids: Sequence[int], cache: RollingKVCache, *, last_only: bool = True
+    ) -> Tensor:
         with torch.compiler.set_stance("eager_on_recompile"):
-            return step(model, ids, cache)
+            return step(model, ids, cache, last_only=last_only)
 
     return never_compiling
 

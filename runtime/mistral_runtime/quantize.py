@@ -7,6 +7,7 @@ file that of `quantized_file.py` and `file_writer.py`.
 from __future__ import annotations
 
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.convert import explain_write_error, require_room
@@ -23,7 +24,7 @@ from mistral_runtime.errors import BadRequest
 from mistral_runtime.file_writer import new_file
 from mistral_runtime.machine import peak_resident_bytes
 from mistral_runtime.quantized import QuantizedWeight, check_group, dequantize, quantize
-from mistral_runtime.quantized_file import Recipe, build_header, group_of, stored_bytes
+from mistral_runtime.quantized_file import Recipe, build_header, group_of, replace_matrix, stored_bytes
 from mistral_runtime.snapshot import QUANTIZED_NAME, find_weights, load_config
 from mistral_runtime.tensor_bytes import flat_bytes
 from mistral_runtime.weights import PERMUTED_NAMES, Checkpoint, open_checkpoint, release_file_pages, to_interleaved
@@ -126,6 +127,25 @@ def read_weights(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[
         is_permuted = checkpoint.files.layout == "huggingface" and name.endswith(PERMUTED_NAMES)
         yield name, to_interleaved(mapped, config.head_dim) if is_permuted else mapped
         release_file_pages(mapped)
+
+
+@torch.inference_mode()
+def quantize_model(model: nn.Module, config: ModelConfig, recipe: Recipe, progress: Progress) -> None:
+    """Replace the matrices of a loaded model by quantised ones, each released before the next is read.
+
+    Raises:
+        BadRequest: The group size is not supported.
+        NonFiniteWeights: A weight is not a number.
+    """
+    done, total = 0, config.parameter_count()
+    for name, shape in config.tensor_shapes().items():
+        bits = recipe.bits_of(name, shape)
+        if bits is not None:
+            weight = model.get_parameter(name)
+            replace_matrix(model, name, quantize(weight, bits=bits, group=group_of(recipe, bits), name=name))
+            release_file_pages(weight)
+        done += math.prod(shape)
+        progress(done, total)
 
 
 def relative_error(weight: Tensor, quantized: QuantizedWeight) -> float:

@@ -19,6 +19,8 @@ from mistral_runtime.config import ModelConfig
 from mistral_runtime.device import Compute, choose_compute, plan_memory
 from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, Step, check_context, eager_step
 from mistral_runtime.errors import BadRequest
+from mistral_runtime.loading import open_weights, require_cpu
+from mistral_runtime.lookup import LookupMode, cache_slack
 from mistral_runtime.lora import LoraOptions, describe, merging, result_fields, set_apart
 from mistral_runtime.prompt import resolve_template
 from mistral_runtime.snapshot import (
@@ -34,7 +36,6 @@ from mistral_runtime.text_stream import StopMatcher, StreamingDecoder, text_piec
 from mistral_runtime.tokenizer import Tokenizer
 from mistral_runtime.tp_launch import Ranks
 from mistral_runtime.tp_plan import plan_ranks, share_threads
-from mistral_runtime.weights import load_model, open_checkpoint
 
 Report = Callable[[str], None]
 DEFAULT_ANSWER_TOKENS = 256
@@ -52,6 +53,8 @@ class ComputeOptions:
     lora: LoraOptions | None = None
     ranks: int = 1
     compile: bool = False
+    lookup: LookupMode = "auto"
+    quantize: str | None = None
 
 
 @dataclass(frozen=True)
@@ -135,13 +138,14 @@ def load_session(
     clock = clock or StartClock()
     check_ranks(snapshot.config, options.ranks)
     _refuse_together(options)
-    checkpoint = open_checkpoint(snapshot.files, snapshot.config)
+    # Guesses are taken back in the cache of this process, which is not the only one, or not the one that was compiled.
+    lookup: LookupMode = "off" if options.ranks > 1 or options.compile else options.lookup
+    weights = open_weights(snapshot.files, snapshot.config, quantize=options.quantize)
     clock.mark("weights_opened")
     for name in snapshot.files.passed_over:
         report(f"weights: reading {snapshot.files.paths[0].name}, not {name}, which is there as well")
-    compute = choose_compute(
-        device=options.device, dtype=options.dtype, threads=options.threads, stored=checkpoint.dtype
-    )
+    compute = choose_compute(device=options.device, dtype=options.dtype, threads=options.threads, stored=weights.dtype)
+    require_cpu(weights, compute)
     shard = Shard(snapshot.config, rank=0, ranks=options.ranks)
     if shard.ranks > 1:
         check_rank_devices(compute.device, shard.ranks)
@@ -151,7 +155,14 @@ def load_session(
         plan, line = plan_ranks(shard, compute, context=positions, prefill_chunk=PREFILL_CHUNK)
         report(line)
     else:
-        plan = plan_memory(snapshot.config, compute, context=positions, prefill_chunk=PREFILL_CHUNK)
+        plan = plan_memory(
+            snapshot.config,
+            compute,
+            context=positions,
+            prefill_chunk=PREFILL_CHUNK,
+            slack=cache_slack(lookup),
+        )
+        plan = replace(plan, weights=weights.resident_bytes(compute))
     lora, adapter = options.lora, None
     if lora is not None:
         adapter = open_adapter(lora.path, snapshot.config, scale=lora.scale)
@@ -165,13 +176,11 @@ def load_session(
         step: Step = eager_step
         compiling = None
         if shard.ranks > 1:
-            ranks = resources.enter_context(Ranks(checkpoint, shard, compute))
+            ranks = resources.enter_context(Ranks(weights.published, shard, compute))
             model, step = ranks.load(), ranks.step
         else:
             transforms = [merging(adapter, dtype=compute.dtype)] if adapter and lora and not lora.apart else []
-            model = load_model(
-                checkpoint, snapshot.config, device=compute.device, dtype=compute.dtype, transforms=transforms
-            )
+            model = weights.load(compute, transforms=transforms, has_row_kernels=not options.compile)
             if adapter and lora and lora.apart:
                 set_apart(model, adapter)
         if options.compile:
@@ -183,7 +192,7 @@ def load_session(
         return Session(
             snapshot,
             compute,
-            Engine(model, context=context, step=step),
+            Engine(model, context=context, step=step, lookup=lookup),
             time.perf_counter() - started,
             clock,
             lora=result_fields(adapter, apart=lora.apart) if adapter and lora else None,
@@ -195,16 +204,16 @@ def load_session(
 
 def _refuse_together(options: ComputeOptions) -> None:
     """Raise BadRequest where two things were asked for that do not go together."""
-    for is_wanted, flag, what in (
-        (options.compile, "--compile", "steps of several ranks cannot be compiled"),
-        (options.lora is not None, "--lora", "an adapter cannot be spread over several ranks"),
+    has_ranks = options.ranks > 1
+    for is_refused, flags, what in (
+        (has_ranks and options.compile, "--compile or --tp", "steps of several ranks cannot be compiled"),
+        (has_ranks and options.lora is not None, "--lora or --tp", "an adapter cannot be spread over several ranks"),
+        (has_ranks and options.quantize is not None, "--quantize or --tp", "several ranks cannot quantise"),
+        (has_ranks and options.lookup == "on", "--lookup on or --tp", "several ranks cannot guess ahead"),
+        (options.compile and options.lookup == "on", "--lookup on or --compile", "compiled steps cannot guess ahead"),
     ):
-        if is_wanted and options.ranks > 1:
-            raise BadRequest(
-                what,
-                detail=f"expected {flag} or --tp, found both (--tp {options.ranks})",
-                hint="leave one of them out",
-            )
+        if is_refused:
+            raise BadRequest(what, detail=f"expected {flags}, found both", hint="leave one of them out")
 
 
 @dataclass
@@ -217,6 +226,8 @@ class Answer:
     finish_reason: str
     prefill_seconds: float
     decode_seconds: float
+    drafted_tokens: int
+    accepted_tokens: int
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -243,4 +254,6 @@ def stream_answer(
         finish_reason="stop" if matcher.matched is not None else generation.finish_reason,
         prefill_seconds=generation.prefill_seconds,
         decode_seconds=generation.decode_seconds,
+        drafted_tokens=generation.pace.drafted,
+        accepted_tokens=generation.pace.accepted,
     )

@@ -24,7 +24,7 @@ TOKENIZER_NAMES = ("tokenizer.model.v3", "tokenizer.model.v2", "tokenizer.model.
 class WeightFiles:
     """The weight files that were chosen.
 
-    `layout` is "quantized", "consolidated.safetensors", "huggingface" or "consolidated.pth". `index` maps each tensor to
+    `layout` is "quantized", "consolidated.safetensors", "huggingface" or "consolidated.pth". `index` maps a tensor to
     its shard where there is an index. `passed_over` names weight files that are there but not used.
     """
 

@@ -27,6 +27,7 @@ from torch.nn.functional import pad
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.errors import BadRequest, DeviceUnavailable
 from mistral_runtime.layers import FeedForward, TransformerBlock
+from mistral_runtime.linear_rows import use_row_kernels
 from mistral_runtime.transformer import Transformer
 from mistral_runtime.weights import PERMUTED_NAMES, Checkpoint, load_model
 
@@ -143,7 +144,7 @@ def load_shard(checkpoint: Checkpoint, shard: Shard, *, device: torch.device, dt
         was_copied = checkpoint.files.layout == "huggingface" and name.endswith(PERMUTED_NAMES)
         return part.clone() if was_copied else part
 
-    return load_model(
+    model = load_model(
         checkpoint,
         shard.local_config,
         device=device,
@@ -151,6 +152,8 @@ def load_shard(checkpoint: Checkpoint, shard: Shard, *, device: torch.device, dt
         transforms=[slice_weight],
         build=shard.build_model,
     )
+    use_row_kernels(model)
+    return model
 
 
 def connect(model: Transformer, shard: Shard) -> None:

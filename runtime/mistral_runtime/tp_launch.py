@@ -99,7 +99,7 @@ class Ranks:
         self._wait_for_all("ready")
         return model
 
-    def step(self, model: Transformer, ids: Sequence[int], cache: RollingKVCache) -> Tensor:
+    def step(self, model: Transformer, ids: Sequence[int], cache: RollingKVCache, *, last_only: bool = True) -> Tensor:
         """Compute one step on all ranks together; an `engine.Step`.
 
         Raises:
@@ -112,7 +112,7 @@ class Ranks:
                 assert process.stdin is not None
                 process.stdin.write(order)
                 process.stdin.flush()
-            logits = eager_step(model, ids, cache)
+            logits = eager_step(model, ids, cache, last_only=last_only)
         except (RuntimeError, OSError):
             # Either the exchange broke off because a rank ended, which its pipe tells at about the same time, or a bug.
             if not self._failed.wait(GRACE_SECONDS / 2):
