@@ -3,9 +3,9 @@
     python benchmarks/runtime.py MODEL=OURS,GGUF … [--llama-python PATH] [--rounds 3]
 
 Each argument is a width and what to run at it: `bf16=SNAPSHOT,model-BF16.gguf int8=PREPARED,model-Q8_0.gguf`. Make
-them with `synthetic_mistral.py`, `gguf_model.py` and `python -m mistral_runtime quantize`. Engines take turns, each in a
-process of its own, so that every figure has one of the other's beside it from the same minute; ratios are medians over
-rounds. Before each, a start to the first token brings the file into memory, so that starts are warm. A plain read of
+them with `synthetic_mistral.py`, `gguf_model.py` and `python -m mistral_runtime quantize`. Engines take turns, each in
+a process of its own, so that every figure has one of the other's beside it from the same minute; ratios are medians
+over rounds. Before each, a start to the first token brings the file into memory, so that starts are warm. A plain read of
 memory and a product of matrices tell where the walls are. The last line of each width is JSON.
 """
 
@@ -65,11 +65,9 @@ def compare(width: str, models: dict[str, str], pythons: dict[str, str], rounds:
         print(f"{width} {engine:12s} " + _shown(result["engines"][engine]))
     for engine in models:
         if engine != "ours":
+            pairs = list(zip(rows["ours"], rows[engine], strict=True))
             result["ratios"][engine] = {
-                figure: statistics.median(
-                    a[figure] / b[figure] for a, b in zip(rows["ours"], rows[engine], strict=True)
-                )
-                for figure in FIGURES[:2]
+                rate: statistics.median(our[rate] / their[rate] for our, their in pairs) for rate in RATES
             }
             print(f"{width} ours / {engine}: " + ", ".join(f"{k} {v:.2f}" for k, v in result["ratios"][engine].items()))
     print(json.dumps(result), flush=True)
