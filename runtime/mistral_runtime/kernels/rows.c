@@ -150,37 +150,54 @@ INLINE void int8_block(const int8_t *w, const uint16_t *scale, const int16_t *x,
 #endif
 }
 
-/* x_bias is -8 times the integer sum of each group of x, so that weights can be taken as 0..15. */
+/* Weights are taken as 0..15; x_shift, -8 times the sum of each group of x, is what that is too much. */
 INLINE void int4_block(const uint8_t *w, const uint16_t *scale, const int8_t *x, const float *x_scale,
-                       const int32_t *x_bias, long k, long g, int R, int M, float *sums) {
+                       const float *x_shift, long k, long g, int R, int M, float *sums) {
     long groups = k / g, per_block = 128 / g;
 #ifdef __AVX512BW__
     const __m512i low = _mm512_set1_epi8(15);
     __m512 total[OUTPUTS][ROWS];
     EACH(r, R) EACH(i, M) total[r][i] = _mm512_setzero_ps();
+    long b = 0;
+    for (; b + 16 <= groups; b += 16)
+        EACH(r, R) {
+            __m512 scales = widen16(scale + r * groups + b);
+            EACH(i, M) {
+                __m512 shifts = _mm512_loadu_ps(x_shift + (size_t)i * groups + b);
+                total[r][i] = _mm512_fmadd_ps(scales, shifts, total[r][i]);
+            }
+        }
+    for (; b < groups; b++)
+        EACH(r, R) EACH(i, M) {
+            float shift = widen(scale[r * groups + b]) * x_shift[(size_t)i * groups + b];
+            total[r][i] = _mm512_add_ps(total[r][i], _mm512_zextps128_ps512(_mm_set_ss(shift)));
+        }
     for (long block = 0; block < k / 128; block++) {
         __m512i acc[OUTPUTS][ROWS], halves[2][OUTPUTS];
-        EACH(r, R) _mm_prefetch((const char *)(w + (size_t)(r + R) * (k / 2) + block * 64), _MM_HINT_T1);
         EACH(r, R) {
-            __m512i bytes = _mm512_loadu_si512(w + (size_t)r * (k / 2) + block * 64);
+            const uint8_t *at = w + (size_t)r * (k / 2) + block * 64;
+            __m512i bytes = _mm512_loadu_si512(at);
+            _mm_prefetch((const char *)(at + (size_t)R * (k / 2)), _MM_HINT_T1);
             halves[0][r] = _mm512_and_si512(bytes, low);
             halves[1][r] = _mm512_and_si512(_mm512_srli_epi16(bytes, 4), low);
         }
         EACH(half, 2) {
-            long b = block * per_block + (per_block == 2 ? half : 0);
             EACH(i, M) {
                 __m512i row = _mm512_loadu_si512(x + (size_t)i * k + block * 128 + half * 64);
                 EACH(r, R) {
-                    __m512i from = acc[r][i];
-                    if (half == 0 || per_block == 2)
-                        from = _mm512_zextsi128_si512(_mm_cvtsi32_si128(x_bias[(size_t)i * groups + b]));
+                    __m512i from = half == 0 || per_block == 2 ? _mm512_setzero_si512() : acc[r][i];
                     acc[r][i] = add_products8(from, halves[half][r], row);
                 }
             }
             if (half == 0 && per_block == 1) continue;
-            EACH(r, R) EACH(i, M) {
-                float factor = widen(scale[r * groups + b]) * x_scale[(size_t)i * groups + b];
-                total[r][i] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(acc[r][i]), _mm512_set1_ps(factor), total[r][i]);
+            long group = block * per_block + (per_block == 2 ? half : 0);
+            EACH(r, R) {
+                __m512 weight_scale = _mm512_set1_ps(widen(scale[r * groups + group]));
+                EACH(i, M) {
+                    __m512 row_scale = _mm512_set1_ps(x_scale[(size_t)i * groups + group]);
+                    __m512 products = _mm512_mul_ps(_mm512_cvtepi32_ps(acc[r][i]), row_scale);
+                    total[r][i] = _mm512_fmadd_ps(products, weight_scale, total[r][i]);
+                }
             }
         }
     }
@@ -190,12 +207,13 @@ INLINE void int4_block(const uint8_t *w, const uint16_t *scale, const int8_t *x,
     EACH(r, R) EACH(i, M) {
         float sum = 0;
         for (long b = 0; b < groups; b++) {
-            int32_t dot = x_bias[(size_t)i * groups + b];
+            int32_t dot = 0;
             for (long at = b * g; at < (b + 1) * g; at++) {
                 uint8_t pair = w[(size_t)r * (k / 2) + at / 128 * 64 + at % 64];
                 dot += (at % 128 < 64 ? pair & 15 : pair >> 4) * (int32_t)x[(size_t)i * k + at];
             }
-            sum += (float)dot * (widen(scale[r * groups + b]) * x_scale[(size_t)i * groups + b]);
+            float scaled = (float)dot * x_scale[(size_t)i * groups + b] + x_shift[(size_t)i * groups + b];
+            sum += scaled * widen(scale[r * groups + b]);
         }
         sums[r * ROWS + i] = sum;
     }
@@ -228,14 +246,14 @@ INLINE float largest_of(const uint16_t *x, long g) {
             sum += value;                                                                                              \
         }                                                                                                              \
         scales[b] = isfinite(largest) ? largest / (TOP) : NAN;                                                         \
-        biases[b] = -8 * sum;                                                                                          \
+        if (shifts) shifts[b] = -8.0f * (float)sum * scales[b];                                                        \
     }
 
-static void round_to_16(const uint16_t *x, long count, long g, int16_t *q, float *scales, int32_t *biases) {
+static void round_to_16(const uint16_t *x, long count, long g, int16_t *q, float *scales, float *shifts) {
     ROUND_GROUPS(int16_t, 32767.0f)
 }
 
-static void round_to_8(const uint16_t *x, long count, long g, int8_t *q, float *scales, int32_t *biases) {
+static void round_to_8(const uint16_t *x, long count, long g, int8_t *q, float *scales, float *shifts) {
     ROUND_GROUPS(int8_t, 127.0f)
 }
 
@@ -289,9 +307,9 @@ int rows_int8(const int8_t *w, const uint16_t *scale, const uint16_t *x, void *y
               int threads) {
     long groups = k / g;
     int16_t *q = room((size_t)m * k * sizeof *q);
-    float *scales = room((size_t)m * groups * (sizeof *scales + sizeof(int32_t)));
+    float *scales = room((size_t)m * groups * sizeof *scales);
     if (q && scales) {
-        round_to_16(x, m * groups, g, q, scales, (int32_t *)(scales + m * groups));
+        round_to_16(x, m * groups, g, q, scales, NULL);
 #define ONE(R, M)                                                                                                      \
     int8_block(w + output * k, scale + output * groups, q + (size_t)row * k, scales + (size_t)row * groups, k, g, R, M, sums)
         FOR_ALL(ONE)
@@ -307,13 +325,13 @@ int rows_int4(const uint8_t *w, const uint16_t *scale, const uint16_t *x, void *
               int threads) {
     long groups = k / g;
     int8_t *q = room((size_t)m * k);
-    float *scales = room((size_t)m * groups * (sizeof *scales + sizeof(int32_t)));
+    float *scales = room((size_t)m * groups * 2 * sizeof *scales);
     if (q && scales) {
-        int32_t *biases = (int32_t *)(scales + m * groups);
-        round_to_8(x, m * groups, g, q, scales, biases);
+        float *shifts = scales + m * groups;
+        round_to_8(x, m * groups, g, q, scales, shifts);
 #define ONE(R, M)                                                                                                      \
     int4_block(w + output * (k / 2), scale + output * groups, q + (size_t)row * k, scales + (size_t)row * groups,      \
-               biases + (size_t)row * groups, k, g, R, M, sums)
+               shifts + (size_t)row * groups, k, g, R, M, sums)
         FOR_ALL(ONE)
 #undef ONE
     }
