@@ -1,0 +1,66 @@
+"""Quantised weights of a pulled model as a form: smaller, so that a token needs fewer bytes of memory read.
+
+Which recipes there are, and what their keys are made of, is the runtime's business: its torch and this processor decide
+who can use the result, so a cache that moves to another machine grows another directory and never uses the wrong one.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+
+from mistral_fetch.errors import UsageError
+from mistral_fetch.manifest import Manifest
+from mistral_fetch.transfer.derive import Form, Work
+
+PRODUCT_NAME = "quantized.safetensors"
+# Bytes written for each byte of 16-bit weights read: 8 or 4 bits a weight, their scales, and the few tensors left as
+# they are. Rounded up, since it is asked for before the disk is touched.
+SIZE_RATIO = {"int8": 0.53, "int4": 0.27}
+
+# The layouts that the runtime can read, in its order of preference (`find_weights`): it reads the first there is.
+_READ = (
+    re.compile(r"consolidated\.safetensors"),
+    re.compile(r"model-[0-9]+-of-[0-9]+\.safetensors"),
+    re.compile(r"model\.safetensors"),
+    re.compile(r"consolidated\.[0-9]{2}\.pth"),
+)
+# Every file of weights and every index, whoever reads it: beside quantised weights none of them has a use.
+_REPLACED = re.compile(
+    r"[^/]+\.safetensors|consolidated\.[0-9]{2}\.pth|pytorch_model[^/]*\.bin|(model|pytorch_model)[^/]*\.index\.json"
+)
+
+
+def quantized_form(key: str, to: str) -> Form:
+    """Return the form of weights quantised ``to`` int8 or int4 by the runtime's recipe ``key``."""
+    return Form(
+        key=key,
+        product=PRODUCT_NAME,
+        weight_format="quantized-safetensors",
+        verb="quantize",
+        noun=f"{to} weights",
+        plan=_planner(SIZE_RATIO[to]),
+    )
+
+
+def _planner(ratio: float) -> Callable[[str, Manifest], Work]:
+    def plan(name: str, manifest: Manifest) -> Work:
+        paths = [entry.path for entry in manifest.files]
+        size = sum(manifest.entry(path).size or 0 for path in _chosen(name, paths))
+        return Work([path for path in paths if _REPLACED.fullmatch(path)], math.ceil(size * ratio))
+
+    return plan
+
+
+def _chosen(name: str, paths: Sequence[str]) -> list[str]:
+    """Return the weights that the runtime will read."""
+    found = [[path for path in paths if layout.fullmatch(path)] for layout in _READ]
+    chosen = next((layout for layout in found if layout), None)
+    if chosen is None:
+        raise UsageError(
+            f"{name} has no weights that can be quantized",
+            detail="expected consolidated.safetensors, model.safetensors (or its shards) or consolidated.00.pth, got none",
+            hint=f"see what it consists of: mistral-fetch show {name}",
+        )
+    return chosen
