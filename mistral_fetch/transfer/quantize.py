@@ -6,7 +6,6 @@ who can use the result, so a cache that moves to another machine grows another d
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Callable, Sequence
 
@@ -15,9 +14,9 @@ from mistral_fetch.manifest import Manifest
 from mistral_fetch.transfer.derive import Form, Work
 
 PRODUCT_NAME = "quantized.safetensors"
-# Bytes written for each byte of 16-bit weights read: 8 or 4 bits a weight, their scales, and the few tensors left as
-# they are. Rounded up, since it is asked for before the disk is touched.
-SIZE_RATIO = {"int8": 0.53, "int4": 0.27}
+# Bytes written for 100 bytes of 16-bit weights read: 8 or 4 bits a weight, their scales, and the few tensors left as
+# they are. On the generous side, since this much room is asked for before the disk is touched.
+SIZE_PERCENT = {"int8": 53, "int4": 27}
 
 # The layouts that the runtime can read, in its order of preference (`find_weights`): it reads the first there is.
 _READ = (
@@ -40,15 +39,15 @@ def quantized_form(key: str, to: str) -> Form:
         weight_format="quantized-safetensors",
         verb="quantize",
         noun=f"{to} weights",
-        plan=_planner(SIZE_RATIO[to]),
+        plan=_planner(SIZE_PERCENT[to]),
     )
 
 
-def _planner(ratio: float) -> Callable[[str, Manifest], Work]:
+def _planner(percent: int) -> Callable[[str, Manifest], Work]:
     def plan(name: str, manifest: Manifest) -> Work:
         paths = [entry.path for entry in manifest.files]
         size = sum(manifest.entry(path).size or 0 for path in _chosen(name, paths))
-        return Work([path for path in paths if _REPLACED.fullmatch(path)], math.ceil(size * ratio))
+        return Work([path for path in paths if _REPLACED.fullmatch(path)], -(-size * percent // 100))
 
     return plan
 

@@ -2,7 +2,9 @@
 
 ``python tests/store/derived_faults.py MODE FOLDER [damaged]`` tries every change in turn and prints one JSON line for
 each: how the cut conversion ended, what was wrong with the cache right after it, and what the next one made of it.
-``damaged`` begins with a product in which a byte is wrong, so that it is made anew. Modes as in ``faults.py``. The runtime is played by a function that writes the product as it does: hidden, synced, then named.
+``damaged`` begins with a product in which a byte is wrong, so that it is made anew. Modes as in ``faults.py``.
+
+The runtime is played by a function that writes the product as it does: hidden, synced, then named.
 """
 
 from __future__ import annotations
