@@ -59,7 +59,7 @@ def _chosen(name: str, paths: Sequence[str]) -> list[str]:
     if chosen is None:
         raise UsageError(
             f"{name} has no weights that can be quantized",
-            detail="expected consolidated.safetensors, model.safetensors (or its shards) or consolidated.00.pth, got none",
+            detail="expected consolidated.safetensors, model.safetensors or its shards, or consolidated.00.pth",
             hint=f"see what it consists of: mistral-fetch show {name}",
         )
     return chosen
