@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -761,10 +762,15 @@ def test_show_tells_what_the_licence_and_the_user_ask_for(catalog: Catalog) -> N
         assert part in text, part
 
 
-def test_show_says_why_a_model_does_not_run(catalog: Catalog) -> None:
+def test_show_says_that_a_mixture_of_experts_runs(catalog: Catalog) -> None:
     text = show_text(catalog, catalog.find("mixtral-8x7b"))
-    assert "runs here   no: it is a mixture of eight experts" in text
+    assert "runs here   yes" in text
     assert "93.41 GB (86.99 GiB)" in text
+
+
+def test_show_says_why_a_model_does_not_run(catalog: Catalog) -> None:
+    release = dataclasses.replace(catalog.find("mixtral-8x7b"), not_runnable_because="it hears instead of reading")
+    assert "runs here   no: it hears instead of reading" in show_text(catalog, release)
 
 
 @pytest.mark.parametrize("details", [False, True])

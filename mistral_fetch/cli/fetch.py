@@ -159,6 +159,20 @@ def run(
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
     timings: Annotated[bool, typer.Option("--timings", help="Tell what the start took, part by part.")] = False,
     quantize: Quantize = None,
+    lora: Annotated[Path | None, typer.Option("--lora", metavar="PATH", help="Add this LoRA adapter.")] = None,
+    lora_scale: Annotated[
+        float | None, typer.Option("--lora-scale", metavar="S", help="Its factor, instead of its own.")
+    ] = None,
+    lora_apart: Annotated[bool, typer.Option("--lora-apart", help="Keep its matrices apart from the weights.")] = False,
+    tp: Annotated[
+        int | None, typer.Option("--tp", metavar="N", help="Spread the model over N processes or GPUs.")
+    ] = None,
+    compile_steps: Annotated[
+        bool, typer.Option("--compile", help="Compile decode steps in the background; eager until then.")
+    ] = False,
+    lookup: Annotated[
+        str | None, typer.Option("--lookup", metavar="MODE", help="Guess ahead from the text: auto, on or off.")
+    ] = None,
 ) -> int:
     """Fetch a model if it is missing, verify it, and generate text from a prompt."""
     if prompt is None and sys.stdin.isatty():
@@ -182,10 +196,14 @@ def run(
             "--dtype": dtype,
             "--context": context,
             "--threads": threads,
+            "--lora": lora,
+            "--lora-scale": lora_scale,
+            "--tp": tp,
+            "--lookup": lookup,
         }
     )
     options += [f"--stop={text}" for text in stop or []]
-    options += ["--timings"] * timings
+    options += ["--timings"] * timings + ["--lora-apart"] * lora_apart + ["--compile"] * compile_steps
     options += ["--raw"] * raw + ["--json"] * front.is_json + ["--quiet"] * front.wants_no_text
     if prompt in {None, "-"}:
         return _launch(front, ref, quantize, "generate", options, ["-"])
@@ -211,6 +229,20 @@ def chat(
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
     timings: Annotated[bool, typer.Option("--timings", help="Tell what the start took, part by part.")] = False,
     quantize: Quantize = None,
+    lora: Annotated[Path | None, typer.Option("--lora", metavar="PATH", help="Add this LoRA adapter.")] = None,
+    lora_scale: Annotated[
+        float | None, typer.Option("--lora-scale", metavar="S", help="Its factor, instead of its own.")
+    ] = None,
+    lora_apart: Annotated[bool, typer.Option("--lora-apart", help="Keep its matrices apart from the weights.")] = False,
+    tp: Annotated[
+        int | None, typer.Option("--tp", metavar="N", help="Spread the model over N processes or GPUs.")
+    ] = None,
+    compile_steps: Annotated[
+        bool, typer.Option("--compile", help="Compile decode steps in the background; eager until then.")
+    ] = False,
+    lookup: Annotated[
+        str | None, typer.Option("--lookup", metavar="MODE", help="Guess ahead from the text: auto, on or off.")
+    ] = None,
 ) -> int:
     """Fetch a model if it is missing, verify it, and talk to it line by line."""
     if front.is_json:
@@ -228,10 +260,16 @@ def chat(
             "--chat-template": chat_template,
             "--device": device,
             "--threads": threads,
+            "--lora": lora,
+            "--lora-scale": lora_scale,
+            "--tp": tp,
+            "--lookup": lookup,
         }
     )
     options += ["--timings"] * timings
     return _launch(front, ref, quantize, "chat", options + ["--quiet"] * front.wants_no_text, [])
+    options += ["--timings"] * timings + ["--lora-apart"] * lora_apart + ["--compile"] * compile_steps
+    return _launch(front, ref, "chat", options + ["--quiet"] * front.wants_no_text, [])
 
 
 def runtime_options(given: dict[str, Any]) -> list[str]:

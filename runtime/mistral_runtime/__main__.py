@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING
 from mistral_runtime.arguments import build_parser, shield_dashes
 from mistral_runtime.errors import BadRequest, Interrupted, MissingDependency, MistralRuntimeError
 from mistral_runtime.interrupts import Interrupts
+from mistral_runtime.process_end import end_process
 from mistral_runtime.startup import StartClock
 from mistral_runtime.terminal import decode_argument, read_prompt, silence, write_err
 
 if TYPE_CHECKING:
+    from mistral_runtime.lora import LoraOptions
     from mistral_runtime.sampling import SamplingParams
     from mistral_runtime.session import ComputeOptions
 
@@ -51,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: argparse.Namespace, interrupts: Interrupts, clock: StartClock) -> int:
-    if args.command in ("convert", "digest"):
+    if args.command in ("convert", "digest", "quantize"):
         return _dispatch_weights(args)
     _require_positive(args)
     if args.command in ("bench", "ppl", "logits"):
@@ -111,8 +113,20 @@ def _import_torch(clock: StartClock) -> None:
 
 
 def _dispatch_weights(args: argparse.Namespace) -> int:
-    from mistral_runtime.weight_commands import run_convert, run_digest
+    from mistral_runtime.weight_commands import run_convert, run_describe, run_digest, run_quantize
 
+    if args.command == "quantize":
+        if args.describe:
+            return run_describe(args.to, args.group)
+        if args.directory is None or args.out is None:
+            raise BadRequest(
+                "SNAPSHOT and OUT are missing",
+                detail="expected both directories, or --describe",
+                hint="python -m mistral_runtime quantize SNAPSHOT OUT --to int8",
+            )
+        return run_quantize(
+            args.directory, args.out, args.to, args.group, reserve_bytes=args.reserve, as_json=args.as_json
+        )
     if args.command == "digest":
         return run_digest(args.directories, as_json=args.as_json)
     return run_convert(args.directory, args.out, reserve_bytes=args.reserve, as_json=args.as_json)
@@ -123,7 +137,7 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def _require_positive(args: argparse.Namespace) -> None:
-    for name in ("max_tokens", "context", "threads", "stride", "top", "prompt_tokens", "decode_tokens", "rounds"):
+    for name in ("max_tokens", "context", "threads", "stride", "top", "prompt_tokens", "decode_tokens", "rounds", "tp"):
         value = getattr(args, name, None)
         if value is not None and not 1 <= value <= 1 << 24:
             raise BadRequest(
@@ -155,7 +169,37 @@ def _sampling(args: argparse.Namespace) -> SamplingParams:
 def _compute(args: argparse.Namespace) -> ComputeOptions:
     from mistral_runtime.session import ComputeOptions
 
-    return ComputeOptions(args.device, args.dtype, args.threads, args.ignore_memory_plan)
+    return ComputeOptions(
+        device=args.device,
+        dtype=args.dtype,
+        threads=args.threads,
+        ignore_memory_plan=args.ignore_memory_plan,
+        lora=_lora(args),
+        ranks=getattr(args, "tp", 1),
+        compile=getattr(args, "compile", False),
+        lookup=getattr(args, "lookup", "off"),
+        quantize=args.quantize,
+    )
+
+
+def _lora(args: argparse.Namespace) -> LoraOptions | None:
+    from mistral_runtime.lora import LoraOptions
+
+    if args.lora is None:
+        if args.lora_scale is not None or args.lora_apart:
+            raise BadRequest(
+                "there is no adapter",
+                detail="expected --lora with --lora-scale and --lora-apart, found none",
+                hint="name the adapter with --lora PATH",
+            )
+        return None
+    if args.lora_scale is not None and not 0 < args.lora_scale <= 1000:
+        raise BadRequest(
+            "--lora-scale is out of range",
+            detail=f"expected a number above 0 and up to 1000, found {args.lora_scale:g}",
+            hint="correct the flag, or leave it out for the adapter's own",
+        )
+    return LoraOptions(args.lora, args.lora_scale, args.lora_apart)
 
 
 def _missing_dependency(error: ModuleNotFoundError) -> MissingDependency:
@@ -171,4 +215,4 @@ def _missing_dependency(error: ModuleNotFoundError) -> MissingDependency:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    end_process(main())

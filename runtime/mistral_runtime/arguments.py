@@ -33,7 +33,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="generate|chat|bench|ppl|logits|convert|digest"
+        dest="command", required=True, metavar="generate|chat|bench|ppl|logits|convert|quantize|digest"
     )
     generate = commands.add_parser(
         "generate", help="answer or continue one prompt", description=_GENERATE_TEXT, epilog=EXIT_CODES
@@ -47,6 +47,8 @@ def build_parser() -> argparse.ArgumentParser:
         _add_answer_arguments(command)
         _add_sampling_arguments(command)
         _add_machine_arguments(command)
+        _add_step_arguments(command)
+        _add_adapter_arguments(command)
         _add_timings(command)
     _add_measuring_commands(commands)
     _add_weight_commands(commands)
@@ -78,6 +80,7 @@ def _add_measuring_commands(commands: argparse._SubParsersAction[_Parser]) -> No
         command.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object, errors too")
         _add_quiet(command)
         _add_machine_arguments(command)
+        _add_adapter_arguments(command)
 
 
 def _add_weight_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -87,16 +90,26 @@ def _add_weight_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     convert.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with consolidated.00.pth")
     convert.add_argument("out", type=_path, metavar="OUT", help="directory to write to")
     convert.add_argument("--reserve", type=int, default=0, metavar="BYTES", help="leave so much of the disk free")
+    quantize = commands.add_parser(
+        "quantize", help="write matrices of 8 or 4 bits", description=_QUANTIZE_TEXT, epilog=EXIT_CODES
+    )
+    quantize.add_argument("directory", type=_path, nargs="?", metavar="SNAPSHOT", help="directory with weights")
+    quantize.add_argument("out", type=_path, nargs="?", metavar="OUT", help="directory to write to")
+    quantize.add_argument("--to", choices=("int8", "int4"), required=True, help="how many bits")
+    quantize.add_argument("--group", type=int, metavar="N", help="inputs that share a scale, 64 or 128")
+    quantize.add_argument("--reserve", type=int, default=0, metavar="BYTES", help="leave so much of the disk free")
+    quantize.add_argument("--describe", action="store_true", help="only say what the result would be called")
     digest = commands.add_parser(
         "digest", help="hash every tensor, whatever the layout", description=_DIGEST_TEXT, epilog=EXIT_CODES
     )
     digest.add_argument("directories", type=_path, nargs="+", metavar="SNAPSHOT", help="directory with weights")
-    for command in (convert, digest):
+    for command in (convert, quantize, digest):
         command.add_argument("--json", action="store_true", dest="as_json", help="print one JSON object, errors too")
 
 
 _GENERATE_TEXT = "Write the answer to stdout as it is generated; everything else goes to stderr."
 _CONVERT_TEXT = "Write OUT/consolidated.safetensors with the tensors of SNAPSHOT/consolidated.00.pth."
+_QUANTIZE_TEXT = "Write OUT/quantized.safetensors with the matrices of SNAPSHOT in 8 or 4 bits."
 _DIGEST_TEXT = "Print the sha256 of every tensor by Mistral's name, with its type and shape."
 _BENCH_TEXT = "Measure prefill and decoding beside a plain read of memory; the last line of stdout is one JSON object."
 _PPL_TEXT = "Measure how well the model predicts a text, with the strided method, every token scored once."
@@ -186,5 +199,24 @@ def _add_machine_arguments(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group("machine")
     group.add_argument("--device", choices=("auto", "cuda", "mps", "xpu", "cpu"), default="auto")
     group.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
+    group.add_argument(
+        "--quantize", choices=("int8", "int4"), help="matrices of 8 or 4 bits; smaller and faster, not exact"
+    )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as many as may run at once)")
     group.add_argument("--ignore-memory-plan", action="store_true", help="load even if the plan does not fit")
+
+
+def _add_adapter_arguments(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("adapter")
+    group.add_argument("--lora", type=_path, metavar="PATH", help="add this LoRA adapter, of mistral-finetune or PEFT")
+    group.add_argument("--lora-scale", type=float, metavar="S", help="its factor (default: as it says, else 2)")
+    group.add_argument("--lora-apart", action="store_true", help="compute it beside the weights and do not merge it")
+
+
+def _add_step_arguments(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("steps")
+    group.add_argument(
+        "--lookup", choices=("auto", "on", "off"), default="auto", help="guess ahead from the text; same answer, sooner"
+    )
+    group.add_argument("--tp", type=int, default=1, metavar="N", help="spread the model over N processes or GPUs")
+    group.add_argument("--compile", action="store_true", help="compile decode steps in the background, eager till then")

@@ -6,6 +6,7 @@ and the choice of kernel; where keys are kept is `kv_cache.py`'s affair.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
@@ -32,7 +33,7 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> T
     groups = heads // kv_heads
     rows = q.reshape(batch, count, kv_heads, groups, head_dim).permute(0, 2, 3, 1, 4)  # (B, K, H/K, T, D)
     rows = rows.reshape(batch, kv_heads, groups * count, head_dim)  # (B, K, H/K·T, D)
-    if mask is not None:
+    if mask is not None and count > 1:  # one position's mask is the same for all its rows, and is broadcast
         mask = mask.repeat(groups, 1)  # (H/K·T, S)
     mixed = scaled_dot_product_attention(rows, k, v, attn_mask=mask)  # (B, K, H/K·T, D)
     mixed = mixed.reshape(batch, kv_heads, groups, count, head_dim).permute(0, 3, 1, 2, 4)  # (B, T, K, H/K, D)
@@ -45,6 +46,7 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
+        self.n_heads = config.n_heads
         self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
         self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
         self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
@@ -55,8 +57,10 @@ class Attention(nn.Module):
     ) -> Tensor:
         """Return what each of the T positions of `x` (B, T, dim) gathers from those it may see."""
         per_head = (*x.shape[:2], -1, self.head_dim)
-        q = apply_rope(self.wq(x).view(per_head), cos, sin)  # (B, T, H, D)
-        k = apply_rope(self.wk(x).view(per_head), cos, sin)  # (B, T, K, D)
+        # Turned together: at one position the number of operations is what takes the time.
+        both = torch.cat((self.wq(x).view(per_head), self.wk(x).view(per_head)), dim=2)  # (B, T, H+K, D)
+        turned = apply_rope(both, cos, sin)
+        q, k = turned[:, :, : self.n_heads], turned[:, :, self.n_heads :]  # (B, T, H, D), (B, T, K, D)
         v: Tensor = self.wv(x).view(per_head)  # (B, T, K, D)
         keys, values = cache.update(layer, k.transpose(1, 2), v.transpose(1, 2))  # (B, K, S, D)
         gathered: Tensor = self.wo(grouped_attention(q, keys, values, mask))  # (B, T, dim)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def run_chat(options: ChatOptions, interrupts: Interrupts) -> int:
     context = options.context
     if context is None and snapshot.config.context_limit is not None:
         context = min(snapshot.config.context_limit, DEFAULT_CHAT_CONTEXT)
-    session = load_session(
+    loaded = load_session(
         snapshot,
         options.compute,
         positions=context or snapshot.config.max_position_embeddings,
@@ -70,9 +71,10 @@ def run_chat(options: ChatOptions, interrupts: Interrupts) -> int:
         report=_ignore if options.quiet else write_err,
         clock=options.clock,
     )
-    if not options.quiet:
-        write_err(HELP)
-    return Conversation(session, template, options, context, interrupts).run()
+    with closing(loaded) as session:
+        if not options.quiet:
+            write_err(HELP)
+        return Conversation(session, template, options, context, interrupts).run()
 
 
 class Conversation:

@@ -24,6 +24,10 @@ HF_SLIDING_WINDOW = 4096
 HF_ROPE_THETA = 1e4
 HF_KEY_VALUE_HEADS = 8
 HF_MAX_POSITIONS = 131072
+# MixtralConfig's defaults where they differ: no window, another theta, and the experts.
+HF_MIXTRAL_ROPE_THETA = 1e6
+HF_MIXTRAL_EXPERTS = 8
+HF_MIXTRAL_EXPERTS_PER_TOKEN = 2
 
 _HINT = "check the file against its publisher's copy, or fetch the model again"
 
@@ -38,7 +42,19 @@ _CAPS = {
     "vocab_size": 1 << 22,
     "sliding_window": 1 << 24,
     "max_position_embeddings": 1 << 24,
+    "num_experts": 256,
 }
+
+
+@dataclass(frozen=True)
+class MoeConfig:
+    """How many feed-forward networks a layer has, and how many of them each token goes through.
+
+    Field names are those of the object `moe` in `params.json`.
+    """
+
+    num_experts: int
+    num_experts_per_tok: int
 
 
 @dataclass(frozen=True)
@@ -48,6 +64,7 @@ class ModelConfig:
     `sliding_window` is W in "query i sees the keys j with i−W < j ≤ i", or None for plain causal attention.
     `max_position_embeddings` is the longest context the model is said to handle. It is a hard limit only without a
     window: with one, attention never looks further back than W whatever the position.
+    `moe` is None for a dense model such as Mistral 7B, and the layers' mixture of experts for Mixtral.
     """
 
     dim: int
@@ -61,6 +78,7 @@ class ModelConfig:
     rope_theta: float
     sliding_window: int | None = None
     max_position_embeddings: int = DEFAULT_MAX_POSITIONS
+    moe: MoeConfig | None = None
 
     @property
     def context_limit(self) -> int | None:
@@ -81,7 +99,34 @@ class ModelConfig:
         per_layer = sum(math.prod(shape) for shape in self._layer_shapes().values())
         return per_layer * self.n_layers + self.dim + 2 * self.vocab_size * self.dim
 
+    def active_parameter_count(self) -> int:
+        """Return the number of weights that take part in one token: all, less the experts it is not sent to.
+
+        12.9 billion of Mixtral 8x7B's 46.7 (arXiv 2401.04088, section 2.1). As there, the whole embedding table counts,
+        of which one token reads a single row.
+        """
+        if self.moe is None:
+            return self.parameter_count()
+        idle = self.moe.num_experts - self.moe.num_experts_per_tok
+        return self.parameter_count() - self.n_layers * idle * 3 * self.hidden_dim * self.dim
+
     def _layer_shapes(self) -> dict[str, tuple[int, ...]]:
+        return self._attention_shapes() | self._feed_forward_shapes()
+
+    def _feed_forward_shapes(self) -> dict[str, tuple[int, ...]]:
+        network = {
+            "w1.weight": (self.hidden_dim, self.dim),
+            "w2.weight": (self.dim, self.hidden_dim),
+            "w3.weight": (self.hidden_dim, self.dim),
+        }
+        if self.moe is None:
+            return {f"feed_forward.{name}": shape for name, shape in network.items()}
+        shapes: dict[str, tuple[int, ...]] = {"feed_forward.gate.weight": (self.moe.num_experts, self.dim)}
+        for expert in range(self.moe.num_experts):
+            shapes |= {f"feed_forward.experts.{expert}.{name}": shape for name, shape in network.items()}
+        return shapes
+
+    def _attention_shapes(self) -> dict[str, tuple[int, ...]]:
         return {
             "attention_norm.weight": (self.dim,),
             "attention.wq.weight": (self.n_heads * self.head_dim, self.dim),
@@ -89,9 +134,6 @@ class ModelConfig:
             "attention.wv.weight": (self.n_kv_heads * self.head_dim, self.dim),
             "attention.wo.weight": (self.dim, self.n_heads * self.head_dim),
             "ffn_norm.weight": (self.dim,),
-            "feed_forward.w1.weight": (self.hidden_dim, self.dim),
-            "feed_forward.w2.weight": (self.dim, self.hidden_dim),
-            "feed_forward.w3.weight": (self.hidden_dim, self.dim),
         }
 
 
@@ -102,11 +144,10 @@ _PARAMS_PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
     "tied_embeddings": (False, None),
     "causal": (True, None),
     "model_type": ("transformer", None),
-    "moe": (None,),
 }
 _PARAMS_KEYS = {
     "dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "vocab_size", "norm_eps", "rope_theta",
-    "sliding_window", "max_seq_len", "max_position_embeddings",
+    "sliding_window", "max_seq_len", "max_position_embeddings", "moe",
 }  # fmt: skip
 
 
@@ -128,16 +169,10 @@ def parse_params(params: dict[str, Any], *, source: str) -> ModelConfig:
     """Turn the object in `params.json` into a ModelConfig.
 
     Raises:
-        UnsupportedModel: It describes a mixture of experts, biases or tied embeddings.
+        UnsupportedModel: It describes biases or tied embeddings.
         UnknownConfigKey: A key that is not known here.
         MalformedConfig: A value missing or out of range.
     """
-    if params.get("moe") is not None:
-        raise UnsupportedModel(
-            f"{source} describes a mixture of experts",
-            detail="expected a dense model such as Mistral 7B, found the key 'moe'",
-            hint="this runtime does not compute mixture-of-experts models yet; run this snapshot with another engine",
-        )
     _refuse_unknown(params, _PARAMS_KEYS | _PARAMS_IGNORED | set(_PARAMS_PLAIN_VALUES), source)
     _require_plain(params, _PARAMS_PLAIN_VALUES, source)
     fields = _Fields(params, source)
@@ -158,9 +193,25 @@ def parse_params(params: dict[str, Any], *, source: str) -> ModelConfig:
             max_position_embeddings=fields.optional_size("max_position_embeddings", cap="max_position_embeddings")
             or fields.optional_size("max_seq_len", cap="max_position_embeddings")
             or DEFAULT_MAX_POSITIONS,
+            moe=_params_moe(params.get("moe"), source),
         ),
         source,
     )
+
+
+def _params_moe(moe: Any, source: str) -> MoeConfig | None:
+    """Read the object `moe`: absent or null for a dense model. Both its numbers must be there."""
+    if moe is None:
+        return None
+    if not isinstance(moe, dict):
+        raise _bad_value(source, "moe", "an object", moe)
+    _refuse_unknown(moe, {"num_experts", "num_experts_per_tok"}, f"{source}, under moe,")
+    fields = _Fields(moe, f"{source}, under moe,")
+    return _moe(fields, "num_experts")
+
+
+def _moe(fields: _Fields, count_key: str) -> MoeConfig:
+    return MoeConfig(fields.size(count_key, cap="num_experts"), fields.size("num_experts_per_tok", cap="num_experts"))
 
 
 # config.json: keys that never reach the maths of greedy or sampled decoding of one sequence.
@@ -171,7 +222,7 @@ _HF_IGNORED = {
     "unk_token_id", "use_cache", "torchscript", "return_dict_in_generate", "_attn_implementation_autoset",
 }  # fmt: skip
 _HF_PLAIN_VALUES: dict[str, tuple[Any, ...]] = {
-    "model_type": ("mistral",),
+    "model_type": ("mistral", "mixtral"),
     "hidden_act": ("silu", None),
     "tie_word_embeddings": (False, None),
     "attention_bias": (False, None),
@@ -186,10 +237,13 @@ _HF_KEYS = {
     "vocab_size", "rms_norm_eps", "rope_theta", "rope_parameters", "sliding_window", "max_position_embeddings",
     "layer_types",
 }  # fmt: skip
+_HF_MIXTRAL_KEYS = {"num_local_experts", "num_experts_per_tok"}
+# The loss that balances the experts and the noise that shakes the router belong to training, the logits to its logs.
+_HF_MIXTRAL_IGNORED = {"router_aux_loss_coef", "router_jitter_noise", "output_router_logits"}
 
 
 def parse_hf_config(config: dict[str, Any], *, source: str) -> ModelConfig:
-    """Turn the object in Hugging Face's `config.json` into a ModelConfig.
+    """Turn the object in Hugging Face's `config.json`, of Mistral or of Mixtral, into a ModelConfig.
 
     Accepts `rope_theta` at the top (transformers 4) or inside `rope_parameters` (transformers 5). An absent key means
     transformers' default, which for `sliding_window` and `num_key_value_heads` is not what null means.
@@ -199,15 +253,23 @@ def parse_hf_config(config: dict[str, Any], *, source: str) -> ModelConfig:
         UnknownConfigKey: A key that is not known here.
         MalformedConfig: A value missing or out of range.
     """
-    if config.get("model_type") != "mistral":
+    if config.get("model_type") not in ("mistral", "mixtral"):
         raise UnsupportedModel(
             f"{source} describes another architecture",
-            detail=f"expected model_type 'mistral', found {config.get('model_type')!r}",
+            detail=f"expected model_type 'mistral' or 'mixtral', found {str(config.get('model_type'))[:120]!r}",
             hint="run this snapshot with an engine made for that architecture",
         )
-    _refuse_unknown(config, _HF_KEYS | _HF_IGNORED | set(_HF_PLAIN_VALUES), source)
+    is_mixtral = config["model_type"] == "mixtral"
+    moe_keys = _HF_MIXTRAL_KEYS | _HF_MIXTRAL_IGNORED if is_mixtral else set()
+    _refuse_unknown(config, _HF_KEYS | _HF_IGNORED | set(_HF_PLAIN_VALUES) | moe_keys, source)
     _require_plain(config, _HF_PLAIN_VALUES, source)
-    fields = _Fields({"sliding_window": HF_SLIDING_WINDOW, "num_key_value_heads": HF_KEY_VALUE_HEADS} | config, source)
+    defaults = {
+        "sliding_window": None if is_mixtral else HF_SLIDING_WINDOW,
+        "num_key_value_heads": HF_KEY_VALUE_HEADS,
+        "num_local_experts": HF_MIXTRAL_EXPERTS,
+        "num_experts_per_tok": HF_MIXTRAL_EXPERTS_PER_TOKEN,
+    }
+    fields = _Fields(defaults | config, source)
     window = fields.optional_size("sliding_window", cap="sliding_window")
     _require_uniform_layers(config.get("layer_types"), window, source)
     dim, n_heads = fields.size("hidden_size", cap="dim"), fields.size("num_attention_heads", cap="n_heads")
@@ -221,10 +283,11 @@ def parse_hf_config(config: dict[str, Any], *, source: str) -> ModelConfig:
             n_kv_heads=fields.optional_size("num_key_value_heads", cap="n_kv_heads") or n_heads,
             vocab_size=fields.size("vocab_size"),
             norm_eps=fields.positive("rms_norm_eps", at_most=1.0),
-            rope_theta=_hf_rope_theta(config, source) or HF_ROPE_THETA,
+            rope_theta=_hf_rope_theta(config, source) or (HF_MIXTRAL_ROPE_THETA if is_mixtral else HF_ROPE_THETA),
             sliding_window=window,
             max_position_embeddings=fields.optional_size("max_position_embeddings", cap="max_position_embeddings")
             or HF_MAX_POSITIONS,
+            moe=_moe(fields, "num_local_experts") if is_mixtral else None,
         ),
         source,
     )
@@ -277,6 +340,13 @@ def _checked(config: ModelConfig, source: str) -> ModelConfig:
         raise MalformedConfig(
             f"{source}: the key heads do not divide the query heads",
             detail=f"expected n_heads to be a multiple of n_kv_heads, found {config.n_heads} and {config.n_kv_heads}",
+            hint=_HINT,
+        )
+    moe = config.moe
+    if moe is not None and moe.num_experts_per_tok > moe.num_experts:
+        raise MalformedConfig(
+            f"{source} sends each token to more experts than there are",
+            detail=f"expected num_experts_per_tok up to {moe.num_experts}, found {moe.num_experts_per_tok}",
             hint=_HINT,
         )
     if config.head_dim % 2:

@@ -81,10 +81,10 @@ def convert(snapshot: Path, out: Path, *, reserve_bytes: int = 0) -> Converted:
         raise BadRequest(f"{target} is there already", detail="expected no such file", hint="name another directory")
     size = len(header) + checkpoint.weight_bytes
     try:
-        _require_room(out, size, reserve_bytes)
+        require_room(out, size, reserve_bytes)
         sha256 = _write(target, header, checkpoint)
     except OSError as error:
-        raise _explain(error, target) from error
+        raise explain_write_error(error, target) from error
     dtype = dtype_label(checkpoint.dtype)
     return Converted(target, size, sha256, len(checkpoint.tensors), dtype, time.perf_counter() - started)
 
@@ -120,14 +120,15 @@ def build_header(checkpoint: Checkpoint) -> bytes:
     return len(encoded).to_bytes(8, "little") + encoded
 
 
-def _require_room(out: Path, size: int, reserve_bytes: int) -> None:
+def require_room(out: Path, size: int, reserve_bytes: int) -> None:
+    """Raise DiskFull unless so much, and the reserve, is free."""
     free = shutil.disk_usage(out).free
     if free < size + reserve_bytes:
         raise DiskFull(
             f"not enough space in {out}",
             detail=f"expected {size + reserve_bytes} bytes free ({size} to write, {reserve_bytes} in reserve), "
             f"found {free}",
-            hint="free some space, or convert to another disk",
+            hint="free some space, or write to another disk",
         )
 
 
@@ -150,10 +151,11 @@ def _write(target: Path, header: bytes, checkpoint: Checkpoint) -> str:
         os.close(source)
 
 
-def _explain(error: OSError, target: Path) -> DiskFull | WriteFailed:
+def explain_write_error(error: OSError, target: Path) -> DiskFull | WriteFailed:
+    """Return our error for one of the system's."""
     kind = DiskFull if error.errno in _FULL else WriteFailed
     return kind(
         f"cannot write {target}",
         detail=f"expected room and permission, found: {error.strerror or error}",
-        hint="free some space, check the directory, or convert to another disk",
+        hint="free some space, check the directory, or write to another disk",
     )

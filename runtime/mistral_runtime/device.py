@@ -128,13 +128,17 @@ class MemoryPlan:
         """The sum."""
         return self.weights + self.cache + self.workspace
 
+    def parts(self) -> str:
+        """Return the sum with its parts, for people."""
+        return (
+            f"weights {_gib(self.weights)} + cache {_gib(self.cache)} + workspace {_gib(self.workspace)} "
+            f"= {_gib(self.needed)}"
+        )
+
     def line(self) -> str:
         """Return one line for people."""
         have = "an unknown amount" if self.available is None else _gib(self.available)
-        return (
-            f"memory: weights {_gib(self.weights)} + cache {_gib(self.cache)} + workspace {_gib(self.workspace)} "
-            f"= {_gib(self.needed)} of {have} available on {self.device}"
-        )
+        return f"memory: {self.parts()} of {have} available on {self.device}"
 
     def require_fit(self) -> None:
         """Raise NotEnoughMemory unless the plan fits: better refused with numbers than killed without."""
@@ -146,14 +150,16 @@ class MemoryPlan:
             )
 
 
-def plan_memory(config: ModelConfig, compute: Compute, *, context: int, prefill_chunk: int) -> MemoryPlan:
-    """Return the plan for sequences of up to `context` positions."""
+def plan_memory(
+    config: ModelConfig, compute: Compute, *, context: int, prefill_chunk: int, slack: int = 0
+) -> MemoryPlan:
+    """Return the plan for sequences of up to `context` positions, in a cache with `slack`; see `RollingKVCache`."""
     width = compute.dtype.itemsize
     # One chunk's widest moment: three feed-forward rows and some eight of the stream, in float32 at worst.
     activations = min(prefill_chunk, context) * (3 * config.hidden_dim + 8 * config.dim) * 4
     return MemoryPlan(
         weights=config.parameter_count() * width,
-        cache=cache_bytes(config, context, bytes_per_value=width),
+        cache=cache_bytes(config, context, bytes_per_value=width, slack=slack),
         workspace=_BASE_WORKSPACE_BYTES + activations + config.vocab_size * 4,
         available=_device_memory(compute.device),
         device=str(compute.device),

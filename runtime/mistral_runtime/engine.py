@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from torch import Tensor
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.errors import BadRequest, EmptyPrompt, PromptTooLong
 from mistral_runtime.kv_cache import RollingKVCache
+from mistral_runtime.lookup import DraftPace, LookupMode, PromptLookup, cache_slack
 from mistral_runtime.sampling import SamplingParams, new_generator, next_token
 from mistral_runtime.transformer import Transformer
 
@@ -80,7 +81,14 @@ class Generation:
     """One answer under way. Iterate over it for token ids; afterwards it says why it ended and how long it took."""
 
     def __init__(
-        self, model: Transformer, request: Request, *, context: int | None, prefill_chunk: int, step: Step
+        self,
+        model: Transformer,
+        request: Request,
+        *,
+        context: int | None,
+        prefill_chunk: int,
+        step: Step,
+        lookup: LookupMode,
     ) -> None:
         positions = check_context(
             model.config,
@@ -92,32 +100,68 @@ class Generation:
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
         self.generated_tokens = 0
+        self.pace = DraftPace(lookup)
         self._model = model
         self._request = request
         self._prefill_chunk = prefill_chunk
         self._step = step
-        self._cache = model.new_cache(positions)
+        self._step_seconds: float | None = None  # of the latest decode step
+        self._lookup = None if lookup == "off" else PromptLookup(request.prompt)
+        self._cache = model.new_cache(positions, slack=cache_slack(lookup))
 
     def __iter__(self) -> Iterator[int]:
         request, generator = self._request, new_generator(self._request.sampling)
         seen = list(request.prompt)
         # 1. Prefill: the whole prompt, chunk by chunk; only the last position's logits are wanted.
-        logits = self._prefill()
-        while logits is not None:
-            # 2. Choose. A stop token ends the answer and is not part of it.
-            token = next_token(logits, request.sampling, seen=seen, generator=generator)
-            if token in request.stop_ids:
-                self.finish_reason = "stop"
-                return
-            seen.append(token)
-            self.generated_tokens += 1
-            yield token
-            # 3. Enough? Checked before computing logits that nobody would read.
-            if self.generated_tokens == request.max_new_tokens:
-                self.finish_reason = "length"
-                return
-            # 4. Decode: one position, or nothing when cancelled.
-            logits = self._decode(token)
+        rows, draft = self._prefill(), list[int]()
+        while rows is not None:
+            # 2. Choose a token by each row of logits, for as long as that row's own input turned out to be right:
+            #    row 0 always, row i+1 if the token chosen by row i is the i-th of the draft. For a draft that is
+            #    certain of itself this is speculative sampling (arXiv 2211.17192, section 2.3): the guess x is kept
+            #    with probability p(x), and otherwise another token y comes with p(y), which is the residual
+            #    distribution times the probability of a refusal. And it draws as many random numbers as plain decoding.
+            accepted = 0
+            try:
+                for row in rows:
+                    token = next_token(row, request.sampling, seen=seen, generator=generator)
+                    is_foreseen = accepted < len(draft) and token == draft[accepted]
+                    accepted += is_foreseen
+                    # A stop token ends the answer and is not part of it.
+                    if token in request.stop_ids:
+                        self.finish_reason = "stop"
+                        return
+                    seen.append(token)
+                    self.generated_tokens += 1
+                    yield token
+                    # 3. Enough? Checked before computing logits that nobody would read.
+                    if self.generated_tokens == request.max_new_tokens:
+                        self.finish_reason = "length"
+                        return
+                    if request.cancel.is_set():
+                        return
+                    if not is_foreseen:
+                        break
+            finally:
+                self._take_back(draft, accepted)
+            # 4. Decode: the newest token and a guess at those behind it.
+            draft = self._guess(seen)
+            rows = self._decode([seen[-1], *draft])
+
+    def _guess(self, seen: Sequence[int]) -> list[int]:
+        """Return ids that may come next, none without lookup; never more than the answer still has room for."""
+        if self._lookup is None:
+            return []
+        for token in seen[len(self._lookup) :]:
+            self._lookup.append(token)
+        # The step brings one token of its own, so a guess of all that are left would be one too many.
+        room = self._request.max_new_tokens - self.generated_tokens - 1
+        return self._lookup.propose(min(self.pace.limit(), room))
+
+    def _take_back(self, draft: Sequence[int], accepted: int) -> None:
+        """Remove from the cache what was guessed wrongly, and let the pace know."""
+        self._cache.rewind(len(draft) - accepted)
+        if self._step_seconds is not None:
+            self.pace.note(drafted=len(draft), accepted=accepted, seconds=self._step_seconds)
 
     def _prefill(self) -> Tensor | None:
         started = time.perf_counter()
@@ -129,29 +173,45 @@ class Generation:
         self.prefill_seconds = time.perf_counter() - started
         return logits
 
-    def _decode(self, token: int) -> Tensor | None:
+    def _decode(self, ids: Sequence[int]) -> Tensor | None:
         if self._request.cancel.is_set():
             return None
         started = time.perf_counter()
-        logits = self._step(self._model, [token], self._cache)
-        self.decode_seconds += time.perf_counter() - started
+        logits = self._step(self._model, ids, self._cache, last_only=False)
+        self._step_seconds = time.perf_counter() - started
+        self.decode_seconds += self._step_seconds
         return logits
 
 
-Step = Callable[[Transformer, Sequence[int], RollingKVCache], Tensor]
-"""Appends ids to the sequence in the cache and returns the logits (V) after the last, in float32 on the CPU."""
+class Step(Protocol):
+    """Appends ids (T) to the sequence in the cache and returns logits in float32 on the CPU.
+
+    Those after the last id alone, (1, V), or with `last_only=False` those after each, (T, V).
+    """
+
+    def __call__(
+        self, model: Transformer, ids: Sequence[int], cache: RollingKVCache, *, last_only: bool = True
+    ) -> Tensor:
+        """Compute one step."""
 
 
 @torch.inference_mode()
-def eager_step(model: Transformer, ids: Sequence[int], cache: RollingKVCache) -> Tensor:
+def eager_step(model: Transformer, ids: Sequence[int], cache: RollingKVCache, *, last_only: bool = True) -> Tensor:
     """Compute one step as it is written, without graphs or compilation; see `Step`."""
     tokens = torch.tensor([ids], device=model.device)  # (1, T)
-    logits: Tensor = model(tokens, cache, last_only=True)  # (1, 1, V)
-    return logits[0, -1].cpu()  # (V)
+    logits: Tensor = model(tokens, cache, last_only=last_only)  # (1, 1 or T, V)
+    return logits[0].cpu()  # (1 or T, V)
 
 
 class Engine:
-    """Answer requests, one at a time, with one model."""
+    """Answer requests, one at a time, with one model.
+
+    Args:
+        context: Most positions of prompt and answer together; None leaves it to the model.
+        prefill_chunk: Positions per step of a prompt.
+        step: How a step is computed.
+        lookup: Whether to guess several tokens ahead; see `lookup.py`. It changes the time, not the answer.
+    """
 
     def __init__(
         self,
@@ -160,11 +220,13 @@ class Engine:
         context: int | None = None,
         prefill_chunk: int = PREFILL_CHUNK,
         step: Step = eager_step,
+        lookup: LookupMode = "off",
     ) -> None:
         self.model = model
         self._step = step
         self._context = context
         self._prefill_chunk = prefill_chunk
+        self._lookup = lookup
 
     def generate(self, request: Request) -> Generation:
         """Begin an answer; nothing is computed until the result is iterated over.
@@ -173,5 +235,10 @@ class Engine:
             RequestError: The request cannot be served; see `check_context`.
         """
         return Generation(
-            self.model, request, context=self._context, prefill_chunk=self._prefill_chunk, step=self._step
+            self.model,
+            request,
+            context=self._context,
+            prefill_chunk=self._prefill_chunk,
+            step=self._step,
+            lookup=self._lookup,
         )

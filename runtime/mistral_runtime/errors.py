@@ -7,7 +7,7 @@
         MissingTensor · UnexpectedTensor · ShapeMismatch · DtypeMismatch
         MalformedTokenizer · NonFiniteLogits
       DeviceError                      this machine cannot do what was asked
-        DeviceUnavailable · NotEnoughMemory · MissingDependency · DiskFull · WriteFailed
+        DeviceUnavailable · NotEnoughMemory · MissingDependency · DiskFull · WriteFailed · RankLost
       RequestError                     the question itself cannot be served
         PromptTooLong · EmptyPrompt · NoChatTemplate · BadSampling · BadRequest
 
@@ -105,6 +105,14 @@ class NonFiniteLogits(CheckpointError):
     """The model computed NaN or infinity, so no next token can be told."""
 
 
+class NonFiniteWeights(CheckpointError):
+    """A weight is NaN or infinite, so no integer stands for it."""
+
+
+class StaleWeights(CheckpointError):
+    """Quantised weights that another version, another torch or another machine made."""
+
+
 class DeviceError(MistralRuntimeError):
     """The machine lacks something."""
 
@@ -127,6 +135,10 @@ class DiskFull(DeviceError):
 
 class WriteFailed(DeviceError):
     """The disk refused to take a file for another reason."""
+
+
+class RankLost(DeviceError):
+    """One of the processes that a model is spread over ended, so the others cannot go on."""
 
 
 class RequestError(MistralRuntimeError):

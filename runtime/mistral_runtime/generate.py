@@ -6,6 +6,7 @@ import json
 import signal
 import time
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -67,27 +68,29 @@ def run_generate(options: GenerateOptions, interrupts: Interrupts) -> int:
     count = answer_tokens(
         snapshot.config, prompt_tokens=len(prompt), wanted=options.max_tokens, context=options.context
     )
-    session = load_session(
-        snapshot,
-        options.compute,
-        positions=len(prompt) + count,
-        context=options.context,
-        report=report,
-        clock=options.clock,
-    )
-    with interrupts.answering() as cancel:
-        answer = stream_answer(
-            session,
-            Request(prompt, count, options.sampling, frozenset({snapshot.tokenizer.eos_id}), cancel),
-            stops=(*options.stops, *template_stops),
-            strip_leading_space=not is_continuation(snapshot, raw=options.raw),
-            emit=_ignore if options.as_json else write_out,
+    with closing(
+        load_session(
+            snapshot,
+            options.compute,
+            positions=len(prompt) + count,
+            context=options.context,
+            report=report,
+            clock=options.clock,
         )
-    if options.as_json:
-        total = time.perf_counter() - started
-        write_out(json.dumps(result_object(session, options, answer, total), ensure_ascii=False) + "\n")
-    elif not answer.text.endswith("\n"):
-        write_out("\n")
+    ) as session:
+        with interrupts.answering() as cancel:
+            answer = stream_answer(
+                session,
+                Request(prompt, count, options.sampling, frozenset({snapshot.tokenizer.eos_id}), cancel),
+                stops=(*options.stops, *template_stops),
+                strip_leading_space=not is_continuation(snapshot, raw=options.raw),
+                emit=_ignore if options.as_json else write_out,
+            )
+        if options.as_json:
+            total = time.perf_counter() - started
+            write_out(json.dumps(result_object(session, options, answer, total), ensure_ascii=False) + "\n")
+        elif not answer.text.endswith("\n"):
+            write_out("\n")
     report(timing_line(answer))
     if options.timings:
         write_err(session.clock.line())
@@ -139,11 +142,19 @@ def result_object(session: Session, options: GenerateOptions, answer: Answer, to
             "total": round(total_seconds, 6),
         },
         "timings": session.clock.fields(),
+        "lookup": {
+            "mode": options.compute.lookup,
+            "drafted": answer.drafted_tokens,
+            "accepted": answer.accepted_tokens,
+        },
         "tokens_per_second": None if rate is None else round(rate, 3),
         "device": str(session.compute.device),
         "dtype": dtype_name(session.compute.dtype),
         "threads": session.compute.threads,
+        "ranks": session.ranks,
+        "compiled": session.compiling is not None and session.compiling.is_compiled,
         "layout": session.snapshot.files.layout,
+        "lora": session.lora,
         "chat_template": None if options.raw else session.snapshot.template,
         "peak_rss_bytes": peak_resident_bytes(),
     }

@@ -11,15 +11,15 @@ from torch import Tensor
 from mistral_runtime.config import ModelConfig
 
 
-def cache_positions(config: ModelConfig, context: int) -> int:
-    """Return how many positions a cache needs for sequences of up to `context` positions."""
-    return context if config.sliding_window is None else min(context, config.sliding_window)
+def cache_positions(config: ModelConfig, context: int, *, slack: int = 0) -> int:
+    """Return how many positions a cache needs for sequences of up to `context` positions; for `slack` see below."""
+    return context if config.sliding_window is None else min(context, config.sliding_window + slack)
 
 
-def cache_bytes(config: ModelConfig, context: int, *, bytes_per_value: int) -> int:
+def cache_bytes(config: ModelConfig, context: int, *, bytes_per_value: int, slack: int = 0) -> int:
     """Return the size of such a cache: keys and values, every layer, batch of one."""
     per_position = 2 * config.n_layers * config.n_kv_heads * config.head_dim * bytes_per_value
-    return cache_positions(config, context) * per_position
+    return cache_positions(config, context, slack=slack) * per_position
 
 
 class RollingKVCache:
@@ -33,9 +33,14 @@ class RollingKVCache:
     Storing position 6 overwrites slot 6 mod 4 = 2, which held position 2. Query 6 may see j with 6−4 < j ≤ 6, that
     is 3, 4, 5, 6: exactly what is left. So a decode step writes first and then looks at everything.
 
-    A chunk of several positions cannot write first. Storing 6, 7, 8 would overwrite 2, 3, 4, while query 6 still
-    needs 3 and 4. So a chunk is compared with the old slots and its own keys side by side, and stored
+    A chunk of several positions cannot always write first. Storing 6, 7, 8 would overwrite 2, 3, 4, while query 6
+    still needs 3 and 4. Such a chunk is compared with the old slots and its own keys side by side, and stored
     afterwards; `seen_positions` says which position each of those columns is.
+
+    Positions can be taken back with `rewind`, and then what they had overwritten is missing. A slack of S slots
+    (C = W + S) makes that harmless: storing p … p+S overwrites at most position p+S−C = p−W, which no query from p on
+    may see. So chunks of up to S+1 positions write first and may be taken back, whatever the window. What else lies in
+    the slots is older than the window or was taken back; `seen_positions` gives both a position that the mask hides.
     """
 
     def __init__(
@@ -46,14 +51,19 @@ class RollingKVCache:
         dtype: torch.dtype,
         device: torch.device | str = "cpu",
         batch_size: int = 1,
+        slack: int = 0,
     ) -> None:
-        self.capacity = cache_positions(config, context)
+        self.capacity = cache_positions(config, context, slack=slack)
         self.length = 0  # positions stored so far, including those already rolled out
-        self._rolls = config.sliding_window is not None and self.capacity == config.sliding_window
-        shape = (config.n_layers, batch_size, config.n_kv_heads, self.capacity, config.head_dim)
+        self._written = 0  # the largest length there ever was: what lies below it minus C has been overwritten
+        self._window = config.sliding_window
+        self._slack = slack
+        self._rolls = config.sliding_window is not None and self.capacity == config.sliding_window + slack
+        shape = (batch_size, config.n_kv_heads, self.capacity, config.head_dim)
         # Uninitialised on purpose: untouched pages cost no memory. Every read is cut to slots that were written.
-        self._keys = torch.empty(shape, dtype=dtype, device=device)
-        self._values = torch.empty(shape, dtype=dtype, device=device)
+        # A buffer per layer, (B, K, C, D), and not one for all: a compiler sees which layers do not touch each other.
+        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
+        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
 
     @property
     def filled(self) -> int:
@@ -67,14 +77,35 @@ class RollingKVCache:
                 f"a cache of {self.capacity} positions cannot take {self.length + count}; the caller checks the context"
             )
 
+    def rewind(self, count: int) -> None:
+        """Take back the last `count` positions, as if they had never been stored.
+
+        Raises:
+            ValueError: One of the positions that the next query may see has been overwritten.
+        """
+        length = self.length - count
+        # The next query, `length`, sees from length−W+1 on; up to written−1−C is lost.
+        is_lost = self._rolls and self._written > self.capacity and self._written - length > self._slack + 1
+        if not 0 <= count <= self.length or is_lost:
+            raise ValueError(f"a cache with a slack of {self._slack} at {self.length} cannot go back to {length}")
+        self.length = length
+
+    def hides_nothing(self, count: int) -> bool:
+        """Say whether `count` new positions may see every column they are compared with, so that no mask is needed."""
+        return count == 1 and (self._window is None or min(self.length + 1, self.capacity) <= self._window)
+
     def seen_positions(self, count: int) -> Tensor:
         """Return the position behind each column that a chunk of `count` new positions is compared with, (S,).
 
-        One new position: the slots after it was stored. Several: the filled slots, then the new positions.
+        Where the chunk can be written first: the slots after it was stored. Else: the filled slots, then the new
+        positions.
         """
-        if count == 1:
-            return self._slot_positions(self.length + 1)
+        if self._writes_first(count):
+            return self._slot_positions(self.length + count)
         return torch.cat((self._slot_positions(self.length), torch.arange(self.length, self.length + count)))
+
+    def _writes_first(self, count: int) -> bool:
+        return count <= self._slack + 1 or self.length + count <= self.capacity
 
     def _slot_positions(self, length: int) -> Tensor:
         slots = torch.arange(min(length, self.capacity))
@@ -88,22 +119,29 @@ class RollingKVCache:
         layer.
         """
         count = keys.shape[2]
-        if count == 1:
-            slot = self.length % self.capacity
-            self._keys[layer, :, :, slot] = keys[:, :, 0]
-            self._values[layer, :, :, slot] = values[:, :, 0]
-            filled = min(self.length + 1, self.capacity)
-            return self._keys[layer, :, :, :filled], self._values[layer, :, :, :filled]
+        if self._writes_first(count):
+            self._store(layer, keys, values)
+            filled = min(self.length + count, self.capacity)
+            return self.keys[layer][:, :, :filled], self.values[layer][:, :, :filled]
         all_keys, all_values = keys, values
         if self.length:
-            all_keys = torch.cat((self._keys[layer, :, :, : self.filled], keys), dim=2)  # (B, K, S, D)
-            all_values = torch.cat((self._values[layer, :, :, : self.filled], values), dim=2)
-        kept = min(count, self.capacity)
-        slots = torch.arange(self.length + count - kept, self.length + count, device=keys.device) % self.capacity
-        self._keys[layer].index_copy_(2, slots, keys[:, :, count - kept :])
-        self._values[layer].index_copy_(2, slots, values[:, :, count - kept :])
+            all_keys = torch.cat((self.keys[layer][:, :, : self.filled], keys), dim=2)  # (B, K, S, D)
+            all_values = torch.cat((self.values[layer][:, :, : self.filled], values), dim=2)
+        self._store(layer, keys, values)
         return all_keys, all_values
+
+    def _store(self, layer: int, keys: Tensor, values: Tensor) -> None:
+        """Write the last C of T positions to their slots: one run of slots, or two where the buffer's end is passed."""
+        count = keys.shape[2]
+        done = max(0, count - self.capacity)
+        while done < count:
+            slot = (self.length + done) % self.capacity
+            run = min(count - done, self.capacity - slot)
+            self.keys[layer][:, :, slot : slot + run] = keys[:, :, done : done + run]
+            self.values[layer][:, :, slot : slot + run] = values[:, :, done : done + run]
+            done += run
 
     def advance(self, count: int) -> None:
         """Count `count` positions as stored, once every layer has been updated."""
         self.length += count
+        self._written = max(self._written, self.length)

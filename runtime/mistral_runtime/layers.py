@@ -12,6 +12,7 @@ from torch.nn.functional import silu
 from mistral_runtime.attention import Attention
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.kv_cache import RollingKVCache
+from mistral_runtime.mixture import MixtureOfExperts
 
 
 class RMSNorm(nn.Module):
@@ -39,7 +40,7 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(config.dim, config.hidden_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Return the gated projection of `x` (B, T, dim)."""
+        """Return the gated projection of `x` (…, dim)."""
         projected: Tensor = self.w2(silu(self.w1(x)) * self.w3(x))
         return projected
 
@@ -52,7 +53,7 @@ class TransformerBlock(nn.Module):
         self.attention_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.attention = Attention(config)
         self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
-        self.feed_forward = FeedForward(config)
+        self.feed_forward = _feed_forward(config)
 
     def forward(
         self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: RollingKVCache, layer: int
@@ -61,3 +62,10 @@ class TransformerBlock(nn.Module):
         x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache, layer)
         fed: Tensor = x + self.feed_forward(self.ffn_norm(x))
         return fed
+
+
+def _feed_forward(config: ModelConfig) -> nn.Module:
+    if config.moe is None:
+        return FeedForward(config)
+    experts = (FeedForward(config) for _ in range(config.moe.num_experts))
+    return MixtureOfExperts(config.moe, dim=config.dim, experts=experts)

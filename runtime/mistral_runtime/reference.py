@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mistral_runtime.config import ModelConfig
+from mistral_runtime.config import ModelConfig, MoeConfig
 
 Weights = dict[str, Tensor]
 
@@ -29,7 +29,11 @@ def reference_logits(weights: Weights, config: ModelConfig, tokens: Sequence[int
     for layer in range(config.n_layers):
         prefix = f"layers.{layer}."
         x = x + _attention(_norm(x, w[prefix + "attention_norm.weight"], config), w, prefix, config)
-        x = x + _feed_forward(_norm(x, w[prefix + "ffn_norm.weight"], config), w, prefix)
+        normed = _norm(x, w[prefix + "ffn_norm.weight"], config)
+        if config.moe is None:
+            x = x + _feed_forward(normed, w, prefix + "feed_forward.")
+        else:
+            x = x + _mixture(normed, w, prefix + "feed_forward.", config.moe)
     return _norm(x, w["norm.weight"], config) @ w["output.weight"].T  # (T, V)
 
 
@@ -46,9 +50,21 @@ def _norm(x: Tensor, weight: Tensor, config: ModelConfig) -> Tensor:
 
 
 def _feed_forward(x: Tensor, w: Weights, prefix: str) -> Tensor:
-    gate = x @ w[prefix + "feed_forward.w1.weight"].T
-    up = x @ w[prefix + "feed_forward.w3.weight"].T
-    return (gate * gate.sigmoid() * up) @ w[prefix + "feed_forward.w2.weight"].T
+    gate = x @ w[prefix + "w1.weight"].T
+    up = x @ w[prefix + "w3.weight"].T
+    return (gate * gate.sigmoid() * up) @ w[prefix + "w2.weight"].T
+
+
+def _mixture(x: Tensor, w: Weights, prefix: str, moe: MoeConfig) -> Tensor:
+    """Send one token at a time to its best experts, in proportion to e^score (arXiv 2401.04088, section 2.1)."""
+    rows = []
+    for token in x:
+        scores = [float(token @ gate) for gate in w[prefix + "gate.weight"]]
+        best = sorted(range(moe.num_experts), key=lambda expert: -scores[expert])[: moe.num_experts_per_tok]
+        shares = [math.exp(scores[expert] - scores[best[0]]) for expert in best]
+        outputs = [_feed_forward(token, w, f"{prefix}experts.{expert}.") for expert in best]
+        rows.append(sum((s / sum(shares) * made for s, made in zip(shares, outputs, strict=True)), torch.zeros(())))
+    return torch.stack(rows)
 
 
 def _attention(x: Tensor, w: Weights, prefix: str, config: ModelConfig) -> Tensor:

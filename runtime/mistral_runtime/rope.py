@@ -6,31 +6,50 @@ Dimension pairs are (2i, 2i+1): what the published `consolidated` files are laid
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
+
+# Angles are made for so many positions at once: a decode step then takes a view instead of making its own.
+_BLOCK = 512
 
 
 def rope_cos_sin(
     positions: range, *, head_dim: int, theta: float, device: torch.device | str = "cpu"
 ) -> tuple[Tensor, Tensor]:
-    """Return the cosines and sines that turn each pair at each position, both (T, D/2) in float32.
+    """Return what `apply_rope` multiplies x and its swapped pairs by, both (T, 1, D) in float32.
 
-    Angles are computed in float64: position 30000 in float32 is already off by about 0.002 radian.
+    For the pair (2i, 2i+1) turned by the angle a: (cos a, cos a) and (−sin a, sin a). Angles are computed in float64:
+    position 30000 in float32 is already off by about 0.002 radian.
     """
+    first, last = positions.start // _BLOCK, (positions.stop - 1) // _BLOCK
+    blocks = [_block(index, head_dim, theta, torch.device(device)) for index in range(first, last + 1)]
+    cos, sin = blocks[0]
+    if len(blocks) > 1:
+        cos, sin = torch.cat([block[0] for block in blocks]), torch.cat([block[1] for block in blocks])
+    start = positions.start - first * _BLOCK
+    return cos[start : start + len(positions)], sin[start : start + len(positions)]
+
+
+@lru_cache(maxsize=16)  # 512 KiB each at D = 128; more than a few are in use only where many sequences take turns
+@torch.inference_mode(False)  # a tensor made in inference mode could not be used outside of it
+def _block(index: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
     pair = torch.arange(0, head_dim, 2, dtype=torch.float64)
     inverse_frequency = theta ** (-pair / head_dim)  # (D/2)
-    position = torch.arange(positions.start, positions.stop, dtype=torch.float64)
+    position = torch.arange(index * _BLOCK, (index + 1) * _BLOCK, dtype=torch.float64)
     angle = torch.outer(position, inverse_frequency)  # (T, D/2)
-    return angle.cos().float().to(device), angle.sin().float().to(device)
+    cos, sin = angle.cos(), angle.sin()
+    cos_twice = torch.stack((cos, cos), dim=-1).flatten(-2)  # (T, D)
+    sin_twice = torch.stack((-sin, sin), dim=-1).flatten(-2)
+    return cos_twice.float().to(device)[:, None], sin_twice.float().to(device)[:, None]
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs of `x` (B, T, H, D) by the angles in `cos` and `sin` (T, D/2).
+    """Rotate the pairs of `x` (B, T, H, D) by the angles behind `cos` and `sin` (T, 1, D).
 
     The arithmetic is in float32 whatever the type of `x`: in bfloat16 a rotation would lose half its digits.
     """
-    pairs = x.float().reshape(*x.shape[:-1], -1, 2)  # (B, T, H, D/2, 2)
-    even, odd = pairs[..., 0], pairs[..., 1]
-    cos, sin = cos[:, None], sin[:, None]  # (T, 1, D/2)
-    rotated = torch.stack((even * cos - odd * sin, even * sin + odd * cos), dim=-1)
-    return rotated.flatten(-2).to(x.dtype)  # (B, T, H, D)
+    wide = x.float()
+    swapped = wide.reshape(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)  # (B, T, H, D): odd, even, odd, even, …
+    return torch.addcmul(wide * cos, swapped, sin).to(x.dtype)

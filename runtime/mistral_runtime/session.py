@@ -8,12 +8,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
+from mistral_runtime.adapter import open_adapter
+from mistral_runtime.compiled_step import BackgroundCompiledStep
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.device import Compute, choose_compute, plan_memory
-from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, check_context
+from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, Step, check_context, eager_step
+from mistral_runtime.errors import BadRequest
+from mistral_runtime.loading import open_weights, require_cpu
+from mistral_runtime.lookup import LookupMode, cache_slack
+from mistral_runtime.lora import LoraOptions, describe, merging, result_fields, set_apart
 from mistral_runtime.prompt import resolve_template
 from mistral_runtime.snapshot import (
     WeightFiles,
@@ -23,9 +31,11 @@ from mistral_runtime.snapshot import (
     load_config,
 )
 from mistral_runtime.startup import StartClock
+from mistral_runtime.tensor_parallel import Shard, check_rank_devices, check_ranks
 from mistral_runtime.text_stream import StopMatcher, StreamingDecoder, text_pieces
 from mistral_runtime.tokenizer import Tokenizer
-from mistral_runtime.weights import load_model, open_checkpoint
+from mistral_runtime.tp_launch import Ranks
+from mistral_runtime.tp_plan import plan_ranks, share_threads
 
 Report = Callable[[str], None]
 DEFAULT_ANSWER_TOKENS = 256
@@ -40,6 +50,11 @@ class ComputeOptions:
     dtype: str = "auto"
     threads: int | None = None
     ignore_memory_plan: bool = False
+    lora: LoraOptions | None = None
+    ranks: int = 1
+    compile: bool = False
+    lookup: LookupMode = "auto"
+    quantize: str | None = None
 
 
 @dataclass(frozen=True)
@@ -55,13 +70,24 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Session:
-    """A loaded model. `clock` times the start, up to the first token of the first answer."""
+    """A loaded model, and what has to be ended with it; close it.
+
+    `clock` times the start, up to the first token of the first answer.
+    """
 
     snapshot: Snapshot
     compute: Compute
     engine: Engine
     load_seconds: float
     clock: StartClock = field(default_factory=StartClock)
+    lora: dict[str, Any] | None = None
+    ranks: int = 1
+    compiling: BackgroundCompiledStep | None = None
+    resources: ExitStack = field(default_factory=ExitStack)
+
+    def close(self) -> None:
+        """End what runs beside this thread."""
+        self.resources.close()
 
 
 def open_snapshot(directory: Path, *, chat_template: str) -> Snapshot:
@@ -105,27 +131,89 @@ def load_session(
     """Check the weights' headers, plan the memory for `positions` per sequence, then load.
 
     Raises:
-        CheckpointError: The weights do not fit the configuration.
+        CheckpointError: The weights, or the adapter, do not fit the configuration.
         DeviceError: The machine does not fit the weights.
     """
     started = time.perf_counter()
     clock = clock or StartClock()
-    checkpoint = open_checkpoint(snapshot.files, snapshot.config)
+    check_ranks(snapshot.config, options.ranks)
+    _refuse_together(options)
+    # Guesses are taken back in the cache of this process, which is not the only one, or not the one that was compiled.
+    lookup: LookupMode = "off" if options.ranks > 1 or options.compile else options.lookup
+    weights = open_weights(snapshot.files, snapshot.config, quantize=options.quantize)
     clock.mark("weights_opened")
     for name in snapshot.files.passed_over:
         report(f"weights: reading {snapshot.files.paths[0].name}, not {name}, which is there as well")
-    compute = choose_compute(
-        device=options.device, dtype=options.dtype, threads=options.threads, stored=checkpoint.dtype
-    )
+    compute = choose_compute(device=options.device, dtype=options.dtype, threads=options.threads, stored=weights.dtype)
+    require_cpu(weights, compute)
+    shard = Shard(snapshot.config, rank=0, ranks=options.ranks)
+    if shard.ranks > 1:
+        check_rank_devices(compute.device, shard.ranks)
+        compute = share_threads(compute, shard.ranks)
     report(compute.line())
-    plan = plan_memory(snapshot.config, compute, context=positions, prefill_chunk=PREFILL_CHUNK)
+    if shard.ranks > 1:
+        plan, line = plan_ranks(shard, compute, context=positions, prefill_chunk=PREFILL_CHUNK)
+        report(line)
+    else:
+        plan = plan_memory(
+            snapshot.config,
+            compute,
+            context=positions,
+            prefill_chunk=PREFILL_CHUNK,
+            slack=cache_slack(lookup),
+        )
+        plan = replace(plan, weights=weights.resident_bytes(compute))
+    lora, adapter = options.lora, None
+    if lora is not None:
+        adapter = open_adapter(lora.path, snapshot.config, scale=lora.scale)
+        report(describe(adapter, apart=lora.apart))
+        plan = replace(plan, weights=plan.weights + adapter.nbytes)
     report(plan.line())
     if not options.ignore_memory_plan:
         plan.require_fit()
     clock.mark("device")
-    model = load_model(checkpoint, snapshot.config, device=compute.device, dtype=compute.dtype)
-    clock.mark("model_built")
-    return Session(snapshot, compute, Engine(model, context=context), time.perf_counter() - started, clock)
+    with ExitStack() as resources:
+        step: Step = eager_step
+        compiling = None
+        if shard.ranks > 1:
+            ranks = resources.enter_context(Ranks(weights.published, shard, compute))
+            model, step = ranks.load(), ranks.step
+        else:
+            transforms = [merging(adapter, dtype=compute.dtype)] if adapter and lora and not lora.apart else []
+            model = weights.load(compute, transforms=transforms, has_row_kernels=not options.compile)
+            if adapter and lora and lora.apart:
+                set_apart(model, adapter)
+        if options.compile:
+            from mistral_runtime.inductor_decode import compile_decode
+
+            step = compiling = BackgroundCompiledStep(model, compile_decode, report=report)
+            resources.callback(compiling.close)
+        clock.mark("model_built")
+        return Session(
+            snapshot,
+            compute,
+            Engine(model, context=context, step=step, lookup=lookup),
+            time.perf_counter() - started,
+            clock,
+            lora=result_fields(adapter, apart=lora.apart) if adapter and lora else None,
+            ranks=shard.ranks,
+            compiling=compiling,
+            resources=resources.pop_all(),
+        )
+
+
+def _refuse_together(options: ComputeOptions) -> None:
+    """Raise BadRequest where two things were asked for that do not go together."""
+    has_ranks = options.ranks > 1
+    for is_refused, flags, what in (
+        (has_ranks and options.compile, "--compile or --tp", "steps of several ranks cannot be compiled"),
+        (has_ranks and options.lora is not None, "--lora or --tp", "an adapter cannot be spread over several ranks"),
+        (has_ranks and options.quantize is not None, "--quantize or --tp", "several ranks cannot quantise"),
+        (has_ranks and options.lookup == "on", "--lookup on or --tp", "several ranks cannot guess ahead"),
+        (options.compile and options.lookup == "on", "--lookup on or --compile", "compiled steps cannot guess ahead"),
+    ):
+        if is_refused:
+            raise BadRequest(what, detail=f"expected {flags}, found both", hint="leave one of them out")
 
 
 @dataclass
@@ -138,6 +226,8 @@ class Answer:
     finish_reason: str
     prefill_seconds: float
     decode_seconds: float
+    drafted_tokens: int
+    accepted_tokens: int
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -164,4 +254,6 @@ def stream_answer(
         finish_reason="stop" if matcher.matched is not None else generation.finish_reason,
         prefill_seconds=generation.prefill_seconds,
         decode_seconds=generation.decode_seconds,
+        drafted_tokens=generation.pace.drafted,
+        accepted_tokens=generation.pace.accepted,
     )

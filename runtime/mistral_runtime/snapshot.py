@@ -24,8 +24,8 @@ TOKENIZER_NAMES = ("tokenizer.model.v3", "tokenizer.model.v2", "tokenizer.model.
 class WeightFiles:
     """The weight files that were chosen.
 
-    `layout` is "consolidated.safetensors", "huggingface" or "consolidated.pth". `index` maps each tensor to its shard
-    where there is an index. `passed_over` names weight files that are there but not used.
+    `layout` is "quantized", "consolidated.safetensors", "huggingface" or "consolidated.pth". `index` maps a tensor to
+    its shard where there is an index. `passed_over` names weight files that are there but not used.
     """
 
     layout: str
@@ -35,8 +35,9 @@ class WeightFiles:
 
 
 def find_weights(directory: Path) -> WeightFiles:
-    """Choose among the published layouts: safetensors before pickle, Mistral's own names first.
+    """Choose among the layouts: quantised before published, safetensors before pickle, Mistral's own names first.
 
+    0. `quantized.safetensors`, which `quantize` made
     1. `consolidated.safetensors`  2. `model.safetensors.index.json` and its shards  3. `model.safetensors`
     4. `consolidated.00.pth`
 
@@ -66,7 +67,9 @@ def find_weights(directory: Path) -> WeightFiles:
     return WeightFiles(_LAYOUT_OF[name], (directory / name,), None, passed_over)
 
 
+QUANTIZED_NAME = "quantized.safetensors"
 _LAYOUT_OF = {
+    QUANTIZED_NAME: "quantized",
     "consolidated.safetensors": "consolidated.safetensors",
     INDEX_NAME: "huggingface",
     "model.safetensors": "huggingface",

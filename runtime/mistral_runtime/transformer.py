@@ -40,9 +40,16 @@ class Transformer(nn.Module):
         """The type the weights and the activations between layers have."""
         return self.tok_embeddings.weight.dtype
 
-    def new_cache(self, context: int, *, batch_size: int = 1) -> RollingKVCache:
-        """Return an empty cache for sequences of up to `context` positions."""
-        return RollingKVCache(self.config, context=context, dtype=self.dtype, device=self.device, batch_size=batch_size)
+    def new_cache(self, context: int, *, batch_size: int = 1, slack: int = 0) -> RollingKVCache:
+        """Return an empty cache for sequences of up to `context` positions, `slack` of which can be taken back."""
+        return RollingKVCache(
+            self.config,
+            context=context,
+            dtype=self.dtype,
+            device=self.device,
+            batch_size=batch_size,
+            slack=slack,
+        )
 
     def forward(self, tokens: Tensor, cache: RollingKVCache, *, last_only: bool = False) -> Tensor:
         """Append `tokens` (B, T) to the sequence in `cache` and return their logits, (B, T, V) in float32.
@@ -67,8 +74,8 @@ class Transformer(nn.Module):
         return logits.float()  # (B, T, V)
 
     def _mask(self, positions: range, cache: RollingKVCache) -> Tensor | None:
-        if len(positions) == 1:
-            return None  # the rolling cache holds what one query may see, and nothing else
+        if cache.hides_nothing(len(positions)):
+            return None
         queries = torch.arange(positions.start, positions.stop)
         mask = window_mask(queries, cache.seen_positions(len(positions)), self.config.sliding_window)
         return mask.to(self.device)

@@ -1,4 +1,4 @@
-"""The commands `convert` and `digest`: call one function, print its result or its error for a person or a program."""
+"""The commands `convert`, `quantize` and `digest`: call one function, print its result, or its error."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from mistral_runtime.convert import convert
 from mistral_runtime.digest import SnapshotDigest, digest_snapshot
 from mistral_runtime.json_result import tell
 from mistral_runtime.machine import peak_resident_bytes
+from mistral_runtime.quantize import quantize_snapshot, show_progress
+from mistral_runtime.quantized_file import Recipe
+from mistral_runtime.snapshot import QUANTIZED_NAME
 
 
 def run_convert(snapshot: Path, out: Path, *, reserve_bytes: int, as_json: bool) -> int:
@@ -22,6 +25,29 @@ def run_convert(snapshot: Path, out: Path, *, reserve_bytes: int, as_json: bool)
         return done.fields(), text
 
     return tell(work, as_json=as_json)
+
+
+def run_quantize(snapshot: Path, out: Path, kind: str, group: int | None, *, reserve_bytes: int, as_json: bool) -> int:
+    """Quantise and tell what was written; return the exit code."""
+
+    def work() -> tuple[dict[str, Any], str]:
+        recipe = Recipe.of(kind, group)
+        progress = show_progress(f"quantising to {kind}")
+        done = quantize_snapshot(snapshot, out, recipe, reserve_bytes=reserve_bytes, progress=progress)
+        text = (
+            f"{done.path}: {done.tensors} matrices as {recipe.name}, {done.size} bytes, "
+            f"relative error {done.relative_error:.4f}, sha256:{done.sha256}"
+        )
+        return done.fields(), text
+
+    return tell(work, as_json=as_json)
+
+
+def run_describe(kind: str, group: int | None) -> int:
+    """Say what quantising would make, without a model; return the exit code."""
+    recipe = Recipe.of(kind, group)
+    fields = {"recipe": recipe.name, "key": recipe.key, "product": QUANTIZED_NAME}
+    return tell(lambda: (fields, ""), as_json=True, always_json=True)
 
 
 def run_digest(directories: Sequence[Path], *, as_json: bool) -> int:

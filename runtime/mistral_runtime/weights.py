@@ -31,6 +31,7 @@ from mistral_runtime.errors import (
     ShapeMismatch,
     UnexpectedTensor,
     UnsafePickle,
+    UnsupportedModel,
 )
 from mistral_runtime.pth_archive import check_archive
 from mistral_runtime.safetensors_header import load_header
@@ -61,7 +62,11 @@ _HF_LAYER_NAMES = {
     "mlp.gate_proj.weight": "feed_forward.w1.weight",
     "mlp.down_proj.weight": "feed_forward.w2.weight",
     "mlp.up_proj.weight": "feed_forward.w3.weight",
+    "block_sparse_moe.gate.weight": "feed_forward.gate.weight",
 }
+_HF_EXPERT = re.compile(r"block_sparse_moe\.(experts\.(?:0|[1-9][0-9]{0,3})\.w[123]\.weight)")
+# Mixtral with all experts of a layer in one tensor: so transformers 5 holds it in memory, and so some early files are.
+_FUSED_EXPERTS = re.compile(r".+\.(experts\.(gate_up_proj|down_proj)|block_sparse_moe\.w[123])")
 # Hugging Face stores the rows of these in another order; see `to_interleaved`.
 PERMUTED_NAMES = ("attention.wq.weight", "attention.wk.weight")
 _HF_LAYER = re.compile(r"model\.layers\.(0|[1-9][0-9]{0,4})\.(.+)")
@@ -113,6 +118,7 @@ def open_checkpoint(files: WeightFiles, config: ModelConfig, *, allow_views: boo
         CheckpointError: One of its kinds, naming the file and the tensor.
     """
     stored, read = open_tensors(files, allow_views=allow_views)
+    _refuse_fused_experts(stored)
     _check_names_and_shapes(stored, config, files)
     return Checkpoint(files, _common_dtype(stored), stored, read)
 
@@ -142,8 +148,11 @@ def load_model(
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
     transforms: Sequence[WeightTransform] = (),
+    build: Callable[[ModelConfig], Transformer] = Transformer,
 ) -> Transformer:
     """Build the model around the checkpoint's tensors, after ``transforms`` in their order.
+
+    ``build`` makes the empty model, for shapes that the configuration alone does not tell.
 
     On the CPU and at the stored dtype the weights are the mapped file pages themselves. The exception is wq and wk
     of Hugging Face files, which are put into Mistral's order, so that both layouts hold the same bits and
@@ -153,7 +162,7 @@ def load_model(
     device = torch.device(device)
     dtype = dtype or checkpoint.dtype
     with torch.device("meta"):
-        model = Transformer(config)
+        model = build(config)
     state = {}
     for name, info in checkpoint.tensors.items():
         mapped = checkpoint.read(info)
@@ -332,16 +341,22 @@ def _overlaps_itself(tensor: Tensor) -> bool:
     return False
 
 
+def mistral_name(name: str) -> str | None:
+    """Return Mistral's name for a tensor of a Hugging Face file, or None where it is none of the model's."""
+    layer = _HF_LAYER.fullmatch(name)
+    if layer is None:
+        return _HF_TOP_NAMES.get(name)
+    expert = _HF_EXPERT.fullmatch(layer[2])
+    inner = f"feed_forward.{expert[1]}" if expert else _HF_LAYER_NAMES.get(layer[2])
+    return None if inner is None else f"layers.{layer[1]}.{inner}"
+
+
 def _mistral_names(stored: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
     renamed: dict[str, TensorInfo] = {}
     for name, info in stored.items():
         if _HF_BUFFER.fullmatch(name):
             continue
-        layer = _HF_LAYER.fullmatch(name)
-        if layer and layer[2] in _HF_LAYER_NAMES:
-            new_name = f"layers.{layer[1]}.{_HF_LAYER_NAMES[layer[2]]}"
-        else:
-            new_name = _HF_TOP_NAMES.get(name, name)
+        new_name = mistral_name(name) or name
         if new_name in renamed:
             raise MalformedCheckpoint(
                 f"{info.path} holds {name} under another name as well",
@@ -350,6 +365,16 @@ def _mistral_names(stored: dict[str, TensorInfo]) -> dict[str, TensorInfo]:
             )
         renamed[new_name] = info
     return renamed
+
+
+def _refuse_fused_experts(stored: dict[str, TensorInfo]) -> None:
+    for name, info in stored.items():
+        if _FUSED_EXPERTS.fullmatch(name):
+            raise UnsupportedModel(
+                f"{info.path} keeps all experts of a layer in one tensor",
+                detail=f"expected three tensors an expert, such as …experts.0.w1.weight, found {info.stored_name}",
+                hint="use the published files of the model, which have one expert a tensor",
+            )
 
 
 def _check_names_and_shapes(stored: dict[str, TensorInfo], config: ModelConfig, files: WeightFiles) -> None:

@@ -96,9 +96,27 @@ def test_every_option_arrives_as_one_argument(program, runtime, model):
         "--dtype": "float32",
         "--context": "512",
         "--threads": "2",
+        "--lora": "an adapter",
+        "--lora-scale": "1.5",
+        "--tp": "4",
+        "--lookup": "off",
     }
     given = [word for pair in options.items() for word in pair]
-    program("run", model, "--raw", "--quiet", "--stop", "\n", "--stop", "--", *given, "--", "--not an option")
+    program(
+        "run",
+        model,
+        "--raw",
+        "--quiet",
+        "--lora-apart",
+        "--compile",
+        "--stop",
+        "\n",
+        "--stop",
+        "--",
+        *given,
+        "--",
+        "--not an option",
+    )
     command, *arguments = runtime.told["argv"]
     separator = arguments.index("--")
     assert command == "generate"
@@ -107,6 +125,8 @@ def test_every_option_arrives_as_one_argument(program, runtime, model):
             *(f"{name}={value}" for name, value in options.items()),
             "--stop=\n",
             "--stop=--",
+            "--lora-apart",
+            "--compile",
             "--raw",
             "--quiet",
             "--prompt=--not an option",
@@ -166,6 +186,12 @@ def test_chat_starts_the_chat(program, runtime, model):
     shown = program("chat", model, "--system", "Be brief.", "--temperature", "0")
     assert shown.code == 0
     assert runtime.told["argv"] == ["chat", "--system=Be brief.", "--temperature=0.0", "--", "model"]
+
+
+def test_chat_passes_an_adapter_on(program, runtime, model):
+    program("chat", model, "--lora", "an adapter", "--lora-scale", "1.5", "--lora-apart")
+    options = ["--lora=an adapter", "--lora-scale=1.5", "--lora-apart"]
+    assert runtime.told["argv"] == ["chat", *options, "--", "model"]
 
 
 @pytest.mark.parametrize("code", [0, 2, 40, 130])

@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mistral_runtime.config import ModelConfig
+from mistral_runtime.config import ModelConfig, MoeConfig
 
 TINY = ModelConfig(
     dim=64,
@@ -47,6 +47,12 @@ def tiny_config() -> ModelConfig:
 
 
 @pytest.fixture(scope="session")
+def moe_config() -> ModelConfig:
+    """Two of five experts a token, and no window, as Mixtral."""
+    return replace(TINY, sliding_window=None, rope_theta=1e6, moe=MoeConfig(num_experts=5, num_experts_per_tok=2))
+
+
+@pytest.fixture(scope="session")
 def make_weights() -> Callable[..., dict[str, Tensor]]:
     """Return a function that draws a consolidated state dict for a configuration."""
 
@@ -65,11 +71,23 @@ def params_object(config: ModelConfig) -> dict[str, object]:
     """Return `params.json` as Mistral writes it."""
     keys = ("dim", "n_layers", "head_dim", "hidden_dim", "n_heads", "n_kv_heads", "norm_eps", "vocab_size")
     params: dict[str, object] = {key: getattr(config, key) for key in keys}
+    if config.moe is not None:
+        params["moe"] = asdict(config.moe)
     return params | {"rope_theta": config.rope_theta, "sliding_window": config.sliding_window}
 
 
 def config_object(config: ModelConfig) -> dict[str, object]:
-    """Return `config.json` as transformers 4 wrote it for Mistral 7B."""
+    """Return `config.json` as transformers 4 wrote it for Mistral 7B and Mixtral 8x7B."""
+    moe: dict[str, object] = {}
+    if config.moe is not None:
+        moe = {
+            "architectures": ["MixtralForCausalLM"],
+            "model_type": "mixtral",
+            "num_experts_per_tok": config.moe.num_experts_per_tok,
+            "num_local_experts": config.moe.num_experts,
+            "output_router_logits": False,
+            "router_aux_loss_coef": 0.02,
+        }
     return {
         "architectures": ["MistralForCausalLM"],
         "bos_token_id": 1,
@@ -92,7 +110,7 @@ def config_object(config: ModelConfig) -> dict[str, object]:
         "transformers_version": "4.34.0.dev0",
         "use_cache": True,
         "vocab_size": config.vocab_size,
-    }
+    } | moe
 
 
 _HF_NAMES = {
@@ -126,7 +144,8 @@ def to_huggingface(weights: dict[str, Tensor], config: ModelConfig) -> dict[str,
                     for i in range(half)
                 ]
                 tensor = tensor[order]
-            renamed[f"model.layers.{layer}.{_HF_NAMES[rest]}"] = tensor
+            inner = _HF_NAMES.get(rest) or rest.replace("feed_forward.", "block_sparse_moe.")
+            renamed[f"model.layers.{layer}.{inner}"] = tensor
         else:
             renamed[_HF_NAMES[name]] = tensor
     return renamed

@@ -334,6 +334,40 @@ def test_an_interrupted_json_run_still_prints_its_result(endless: Path) -> None:
         assert json.loads(out)["finish_reason"] == "interrupted"
 
 
+def test_a_signal_during_a_long_prompt_ends_it_within_a_chunk(tmp_path: Path, write_snapshot: WriteSnapshot) -> None:
+    # Without a window every chunk looks at all before it: a prompt of 200,000 tokens would take minutes.
+    write_snapshot(tmp_path, sliding_window=None)
+    params = json.loads((tmp_path / "params.json").read_text())
+    (tmp_path / "params.json").write_text(json.dumps(params | {"max_seq_len": 1 << 20}))
+    with _started("generate", tmp_path, "--json", "--max-tokens", 5, "--ignore-memory-plan") as process:
+        assert process.stdin is not None
+        assert process.stderr is not None
+        process.stdin.write(b"the hill " * 100_000)
+        process.stdin.close()
+        process.stdin = None
+        while not process.stderr.readline().startswith(b"memory:"):
+            assert process.poll() is None
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(timeout=2)
+        process.send_signal(signal.SIGINT)
+        out, _ = process.communicate(timeout=10)
+        assert process.returncode == 130
+        result = json.loads(out)
+        assert (result["finish_reason"], result["generated_tokens"], result["text"]) == ("interrupted", 0, "")
+        assert result["prompt_tokens"] > 100_000
+
+
+def test_lookup_changes_the_time_and_not_the_answer(snapshot: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    results = {}
+    for mode in ("auto", "on", "off"):
+        arguments = ["generate", str(snapshot), "the hill the hill the hill", "--max-tokens", "60", "--json", "--quiet"]
+        assert main([*arguments, "--lookup", mode]) == 0
+        results[mode] = json.loads(capfd.readouterr().out)
+    assert results["auto"]["text"] == results["on"]["text"] == results["off"]["text"]
+    assert results["off"]["lookup"] == {"mode": "off", "drafted": 0, "accepted": 0}
+    assert results["on"]["lookup"]["drafted"] >= results["on"]["lookup"]["accepted"] > 0
+
+
 def test_ctrl_c_stops_the_answer_and_keeps_the_chat(endless: Path) -> None:
     with _started("chat", endless, "--chat-template", "v1", *ENDLESS) as process:
         assert process.stdin is not None
@@ -411,7 +445,8 @@ BAD_SNAPSHOTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "overlapping tensors": (lambda d: _safetensors(d, _two_tensors([0, 8], [4, 12]), bytes(12)), "overlaps"),
     "hole": (lambda d: _safetensors(d, _two_tensors([0, 4], [8, 12]), bytes(12)), "hole"),
     "unknown key": (lambda d: _param(d, surprise=1), "surprise"),
-    "mixture of experts": (lambda d: _param(d, moe={"num_experts": 8}), "mixture of experts"),
+    "half a mixture": (lambda d: _param(d, moe={"num_experts": 8}), "num_experts_per_tok"),
+    "no experts": (lambda d: _param(d, moe={"num_experts": 8, "num_experts_per_tok": 2}), "experts.0.w1.weight"),
     "wrong shape": (lambda d: _param(d, hidden_dim=97), "another shape"),
     "one layer too many": (lambda d: _param(d, n_layers=3), "layers.2."),
     "one layer too few": (lambda d: _param(d, n_layers=1), "layers.1."),

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mistral_runtime.config import ModelConfig, load_params_json, parse_hf_config, parse_params
+from mistral_runtime.config import ModelConfig, MoeConfig, load_params_json, parse_hf_config, parse_params
 from mistral_runtime.errors import MalformedConfig, UnknownConfigKey, UnsupportedModel
 
 # As published for Mistral 7B v0.1 in the torrent; it has no rope_theta.
@@ -129,15 +129,69 @@ def test_unknown_config_key_is_refused_by_name() -> None:
         _hf(logit_softcap=30.0)
 
 
-def test_mixture_of_experts_is_refused_in_words() -> None:
-    with pytest.raises(UnsupportedModel, match="mixture of experts"):
-        _params(moe={"num_experts_per_tok": 2, "num_experts": 8})
+def test_both_files_of_mixtral_8x7b_mean_the_same_model() -> None:
+    ours = _params(moe={"num_experts_per_tok": 2, "num_experts": 8}, rope_theta=1e6, sliding_window=None)
+    keys = {"num_experts_per_tok": 2, "num_local_experts": 8, "output_router_logits": False, "router_jitter_noise": 0.0}
+    assert ours == _hf(model_type="mixtral", rope_theta=1e6, sliding_window=None, router_aux_loss_coef=0.02, **keys)
+    # The figures of arXiv 2401.04088, table 1 ("47B" and "13B"), and of the published index: 93,405,585,408 bytes.
+    assert ours.parameter_count() == sum(math.prod(shape) for shape in ours.tensor_shapes().values())
+    assert ours.parameter_count() * 2 == 93_405_585_408
+    assert round(ours.active_parameter_count() / 1e9, 1) == 12.9
+
+
+def test_every_weight_of_a_dense_model_is_active() -> None:
+    assert _params().active_parameter_count() == _params().parameter_count()
+
+
+def test_moe_null_is_a_dense_model() -> None:
+    assert _params(moe=None) == _params()
+
+
+def test_keys_absent_from_mixtrals_config_json_mean_what_they_mean_to_transformers() -> None:
+    transformers = pytest.importorskip("transformers", reason="transformers is the outside oracle of this test")
+    theirs = transformers.MixtralConfig()
+    absent = ("sliding_window", "rope_theta", "num_key_value_heads", "max_position_embeddings")
+    config = _hf_without(*absent, model_type="mixtral")
+    assert config.sliding_window is theirs.sliding_window is None
+    assert config.rope_theta == theirs.rope_parameters["rope_theta"] == 1e6
+    assert config.n_kv_heads == theirs.num_key_value_heads == 8
+    assert config.max_position_embeddings == theirs.max_position_embeddings == 131072
+    assert config.moe == MoeConfig(theirs.num_local_experts, theirs.num_experts_per_tok) == MoeConfig(8, 2)
+
+
+@pytest.mark.parametrize(
+    "moe, error, mention",
+    [
+        ({"num_experts": 8, "num_experts_per_tok": 9}, MalformedConfig, "up to 8, found 9"),
+        ({"num_experts": 8}, MalformedConfig, "num_experts_per_tok"),
+        ({"num_experts": 8, "num_experts_per_tok": 0}, MalformedConfig, "num_experts_per_tok"),
+        ({"num_experts": 100_000, "num_experts_per_tok": 2}, MalformedConfig, "num_experts"),
+        ({"num_experts": True, "num_experts_per_tok": 1}, MalformedConfig, "num_experts"),
+        ([8, 2], MalformedConfig, "moe"),
+        ({"num_experts": 8, "num_experts_per_tok": 2, "route_scale": 1.0}, UnknownConfigKey, "route_scale"),
+    ],
+    ids=str,
+)
+def test_bad_mixture_is_refused(moe: object, error: type[Exception], mention: str) -> None:
+    with pytest.raises(error, match=mention):
+        _params(moe=moe)
+
+
+def test_experts_at_the_top_of_params_are_refused_by_name() -> None:
+    with pytest.raises(UnknownConfigKey, match="num_experts"):
+        _params(num_experts=8)
+
+
+@pytest.mark.parametrize("key", ["num_local_experts", "router_aux_loss_coef"])
+def test_a_dense_config_json_has_no_experts(key: str) -> None:
+    with pytest.raises(UnknownConfigKey, match=key):
+        _hf(**{key: 8})
 
 
 @pytest.mark.parametrize(
     "changes",
     [
-        {"model_type": "mixtral"},
+        {"model_type": "mixtral2"},
         {"model_type": "llama"},
         {"hidden_act": "gelu"},
         {"attention_bias": True},

@@ -161,4 +161,4 @@ def test_answers_beyond_the_window_keep_a_small_cache(model: Transformer) -> Non
     generation = Engine(model).generate(Request(PROMPT, 100))
     assert len(list(generation)) == 100
     assert generation._cache.capacity == 8
-    assert torch.isfinite(generation._cache._keys).all()
+    assert all(torch.isfinite(keys).all() for keys in generation._cache.keys)

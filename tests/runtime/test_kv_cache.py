@@ -80,3 +80,43 @@ def test_a_cache_that_cannot_roll_refuses_to_lose_positions(window: int | None, 
 def test_the_mask_is_open_at_the_far_end() -> None:
     # W = 3: query 5 sees 3, 4, 5 and no longer 2.
     assert window_mask(torch.tensor([5]), torch.arange(8), 3).tolist() == [[False] * 3 + [True] * 3 + [False] * 2]
+
+
+@pytest.mark.parametrize("slack", [0, 1, 3, 15])
+@pytest.mark.parametrize("start", range(1, 26))
+def test_positions_taken_back_leave_everything_that_is_still_visible(
+    slack: int, start: int, tiny_config: ModelConfig
+) -> None:
+    # W = 8, from before the roll to past the end of the largest buffer (8 + 15).
+    for taken_back in range(slack + 2):
+        cache = RollingKVCache(tiny_config, context=10_000, dtype=torch.float32, slack=slack)
+        _store(cache, start, tiny_config)
+        _store(cache, slack + 1, tiny_config)
+        cache.rewind(taken_back)
+        for count in (1, slack + 1, 1, 12):
+            first = cache.length
+            hides_nothing = cache.hides_nothing(count)
+            announced, found = _store(cache, count, tiny_config)
+            visible = window_mask(torch.arange(first, first + count), torch.tensor(announced), 8)
+            assert visible.all() or not hides_nothing
+            for query, row in enumerate(visible.tolist(), start=first):
+                seen = [p for p, is_seen in zip(found, row, strict=True) if is_seen]
+                assert sorted(seen) == list(range(max(0, query - 7), query + 1))
+
+
+def test_going_back_further_than_the_slack_is_refused(tiny_config: ModelConfig) -> None:
+    cache = RollingKVCache(tiny_config, context=10_000, dtype=torch.float32, slack=3)
+    _store(cache, 11, tiny_config)
+    cache.rewind(11)  # nothing has been overwritten yet
+    _store(cache, 12, tiny_config)
+    cache.rewind(3)
+    cache.rewind(1)
+    with pytest.raises(ValueError, match="slack of 3 at 8 cannot go back to 7"):
+        cache.rewind(1)
+    with pytest.raises(ValueError, match="cannot go back"):
+        cache.rewind(-1)
+
+
+def test_slack_is_paid_for_only_by_what_outgrows_the_window(tiny_config: ModelConfig) -> None:
+    sizes = [cache_bytes(tiny_config, context, bytes_per_value=1, slack=15) for context in (5, 20, 100)]
+    assert [size // cache_bytes(tiny_config, 1, bytes_per_value=1) for size in sizes] == [5, 20, 23]

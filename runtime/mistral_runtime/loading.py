@@ -1,0 +1,113 @@
+"""From weight files of any layout to a model: as published, quantised beforehand, or quantised while loading.
+
+Owns the choice between them; each way is another module's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from mistral_runtime.config import ModelConfig
+from mistral_runtime.device import Compute
+from mistral_runtime.errors import BadRequest
+from mistral_runtime.linear_rows import use_row_kernels
+from mistral_runtime.quantize import quantize_model, show_progress
+from mistral_runtime.quantized_file import QuantizedCheckpoint, Recipe, load_quantized, open_quantized, stored_bytes
+from mistral_runtime.snapshot import WeightFiles
+from mistral_runtime.transformer import Transformer
+from mistral_runtime.weights import Checkpoint, WeightTransform, load_model, open_checkpoint
+
+
+@dataclass(frozen=True)
+class Weights:
+    """Validated weights that have not been read yet; ``recipe`` says how they are, or will be, quantised."""
+
+    source: Checkpoint | QuantizedCheckpoint
+    config: ModelConfig
+    recipe: Recipe | None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type the model computes in by default."""
+        return torch.bfloat16 if self.recipe else self.published.dtype
+
+    @property
+    def published(self) -> Checkpoint:
+        """The weights as published.
+
+        Raises:
+            BadRequest: There are only quantised ones.
+        """
+        if isinstance(self.source, Checkpoint):
+            return self.source
+        raise BadRequest(
+            "quantised weights cannot be changed or spread",
+            detail=f"expected weights as published, found {self.source.path.name}",
+            hint="use the snapshot that they were made from",
+        )
+
+    def resident_bytes(self, compute: Compute) -> int:
+        """Return what the model's tensors take once they are loaded."""
+        if self.recipe is not None:
+            return stored_bytes(self.config, self.recipe)
+        return self.config.parameter_count() * compute.dtype.itemsize
+
+    def load(
+        self, compute: Compute, *, transforms: Sequence[WeightTransform] = (), has_row_kernels: bool = True
+    ) -> Transformer:
+        """Build the model.
+
+        Args:
+            compute: Where and in which type.
+            transforms: What to change in the weights as published, in this order.
+            has_row_kernels: Whether to use kernels that a compiler of steps cannot look into.
+
+        Raises:
+            CheckpointError: The files are damaged.
+        """
+        if isinstance(self.source, QuantizedCheckpoint):
+            return load_quantized(self.source, self.config)
+        model = load_model(self.source, self.config, device=compute.device, dtype=compute.dtype, transforms=transforms)
+        if self.recipe is not None:
+            quantize_model(model, self.config, self.recipe, show_progress(f"quantising to {self.recipe.kind}"))
+        if has_row_kernels:
+            use_row_kernels(model)
+        return model
+
+
+def open_weights(files: WeightFiles, config: ModelConfig, *, quantize: str | None) -> Weights:
+    """Validate the weight files from their headers.
+
+    Args:
+        files: The weight files.
+        config: The model they are to make.
+        quantize: "int8" or "int4" to have matrices of so many bits, None to have them as they are.
+
+    Raises:
+        CheckpointError: One of its kinds, naming the file and the tensor.
+        BadRequest: The weights are quantised, but not in the way that is wanted.
+    """
+    wanted = Recipe.of(quantize) if quantize else None
+    if files.layout != "quantized":
+        return Weights(open_checkpoint(files, config), config, wanted)
+    source = open_quantized(files.paths[0], config)
+    if wanted is not None and wanted != source.recipe:
+        raise BadRequest(
+            f"{files.paths[0]} is not {quantize}",
+            detail=f"expected {wanted.name}, found {source.recipe.name}",
+            hint="leave --quantize out, or use the snapshot that it was made from",
+        )
+    return Weights(source, config, source.recipe)
+
+
+def require_cpu(weights: Weights, compute: Compute) -> None:
+    """Raise BadRequest where quantised weights were asked for on a device that has no kernels for them."""
+    if weights.recipe is not None and (compute.device.type != "cpu" or compute.dtype != torch.bfloat16):
+        raise BadRequest(
+            f"quantised weights are not computed in {str(compute.dtype).removeprefix('torch.')} on {compute.device}",
+            detail="expected bfloat16 on the cpu",
+            hint="add --device cpu, leave --dtype out, or use the weights as published",
+        )

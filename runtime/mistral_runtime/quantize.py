@@ -1,0 +1,176 @@
+"""From weights as published to `quantized.safetensors`, one matrix at a time: memory does not grow with the model.
+
+Owns the order of work, the progress that people see and the result's fields. The arithmetic is `quantized.py`'s, the
+file that of `quantized_file.py` and `file_writer.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mistral_runtime.config import ModelConfig
+from mistral_runtime.convert import explain_write_error, require_room
+from mistral_runtime.errors import BadRequest
+from mistral_runtime.file_writer import new_file
+from mistral_runtime.machine import peak_resident_bytes
+from mistral_runtime.quantized import QuantizedWeight, check_group, dequantize, quantize
+from mistral_runtime.quantized_file import Recipe, build_header, group_of, replace_matrix, stored_bytes
+from mistral_runtime.snapshot import QUANTIZED_NAME, find_weights, load_config
+from mistral_runtime.tensor_bytes import flat_bytes
+from mistral_runtime.weights import PERMUTED_NAMES, Checkpoint, open_checkpoint, release_file_pages, to_interleaved
+
+Progress = Callable[[int, int], None]
+"""Told how many of the model's weights are done, and of how many."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """The file that was written, and what it took."""
+
+    path: Path
+    size: int
+    sha256: str
+    recipe: Recipe
+    tensors: int
+    relative_error: float
+    seconds: float
+
+    def fields(self) -> dict[str, Any]:
+        """Return what `--json` prints; documented in docs/runtime.md."""
+        return {
+            "file": self.path.name,
+            "size": self.size,
+            "sha256": self.sha256,
+            "recipe": self.recipe.name,
+            "key": self.recipe.key,
+            "tensors": self.tensors,
+            "quality": {"relative_error": round(self.relative_error, 6)},
+            "seconds": round(self.seconds, 6),
+            "peak_rss_bytes": peak_resident_bytes(),
+        }
+
+
+def quantize_snapshot(
+    snapshot: Path, out: Path, recipe: Recipe, *, reserve_bytes: int, progress: Progress
+) -> Quantized:
+    """Write the quantised copy of a snapshot's weights into the directory `out`, which must exist.
+
+    Raises:
+        BadRequest: The result is there already, the weights are quantised, or the group size is not supported.
+        CheckpointError: The weights are damaged, hostile, not finite or not those of the configuration.
+        DiskFull: There is no room for the result.
+        WriteFailed: The disk refused.
+    """
+    started = time.perf_counter()
+    check_group(recipe.group)
+    files = find_weights(snapshot)
+    if files.layout == "quantized":
+        raise BadRequest(
+            f"{snapshot} is quantised already",
+            detail=f"expected weights as published, found {QUANTIZED_NAME}",
+            hint="name the snapshot that it was made from",
+        )
+    config = load_config(snapshot, files.layout)
+    checkpoint = open_checkpoint(files, config)
+    target = out / QUANTIZED_NAME
+    if target.exists():
+        raise BadRequest(f"{target} is there already", detail="expected no such file", hint="name another directory")
+    header = build_header(config, recipe, source=json.dumps([path.name for path in files.paths]))
+    size = len(header) + stored_bytes(config, recipe)
+    errors: list[float] = []
+    try:
+        require_room(out, size, reserve_bytes)
+        with new_file(target) as writer:
+            writer.write(memoryview(header))
+            for tensor in _tensors(checkpoint, config, recipe, errors, progress):
+                writer.write(flat_bytes(tensor).numpy().data)
+            sha256 = writer.finish()
+    except OSError as error:
+        raise explain_write_error(error, target) from error
+    mean = sum(errors) / max(1, len(errors))
+    return Quantized(target, size, sha256, recipe, len(errors), mean, time.perf_counter() - started)
+
+
+def _tensors(
+    checkpoint: Checkpoint, config: ModelConfig, recipe: Recipe, errors: list[float], progress: Progress
+) -> Iterator[Tensor]:
+    """Give the file's tensors in order; the errors of the matrices come last."""
+    done, total = 0, config.parameter_count()
+    for name, weight in read_weights(checkpoint, config):
+        bits = recipe.bits_of(name, tuple(weight.shape))
+        if bits is None:
+            yield weight.to(torch.bfloat16)
+        else:
+            quantized = quantize(weight, bits=bits, group=group_of(recipe, bits), name=name)
+            errors.append(relative_error(weight, quantized))
+            yield quantized.values
+            yield quantized.scales
+        done += weight.numel()
+        progress(done, total)
+    yield torch.tensor(errors, dtype=torch.float32)
+
+
+def read_weights(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
+    """Give every tensor in Mistral's order of rows; its file pages are given back when the next one is asked for."""
+    for name in config.tensor_shapes():
+        mapped = checkpoint.read(checkpoint.tensors[name])
+        is_permuted = checkpoint.files.layout == "huggingface" and name.endswith(PERMUTED_NAMES)
+        yield name, to_interleaved(mapped, config.head_dim) if is_permuted else mapped
+        release_file_pages(mapped)
+
+
+@torch.inference_mode()
+def quantize_model(model: nn.Module, config: ModelConfig, recipe: Recipe, progress: Progress) -> None:
+    """Replace the matrices of a loaded model by quantised ones, each released before the next is read.
+
+    Raises:
+        BadRequest: The group size is not supported.
+        NonFiniteWeights: A weight is not a number.
+    """
+    done, total = 0, config.parameter_count()
+    for name, shape in config.tensor_shapes().items():
+        bits = recipe.bits_of(name, shape)
+        if bits is not None:
+            weight = model.get_parameter(name)
+            replace_matrix(model, name, quantize(weight, bits=bits, group=group_of(recipe, bits), name=name))
+            release_file_pages(weight)
+        done += math.prod(shape)
+        progress(done, total)
+
+
+def relative_error(weight: Tensor, quantized: QuantizedWeight) -> float:
+    """Return the root mean square of what changed, over that of the weights; of some rows of a large matrix."""
+    step = max(1, weight.shape[0] // 256)
+    kept = weight[::step].float()
+    restored = dequantize(quantized.values[::step], quantized.scales[::step])[:, : weight.shape[1]].float()
+    size = float(kept.square().mean())
+    return (float((restored - kept).square().mean()) / size) ** 0.5 if size else 0.0
+
+
+def show_progress(what: str) -> Progress:
+    """Return a progress bar on a terminal, or one line every tenth elsewhere, both on stderr."""
+    shown = -1
+
+    def show(done: int, total: int) -> None:
+        nonlocal shown
+        percent = 100 * done // total
+        if sys.stderr.isatty():
+            bar = "#" * (percent * 30 // 100)
+            sys.stderr.write(f"\r{what} [{bar:<30}] {percent:3d} %" + ("\n" if done == total else ""))
+            sys.stderr.flush()
+        elif percent // 10 > shown:
+            shown = percent // 10
+            sys.stderr.write(f"{what}: {percent} %\n")
+            sys.stderr.flush()
+
+    return show

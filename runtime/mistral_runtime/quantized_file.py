@@ -1,0 +1,203 @@
+"""`quantized.safetensors`: which tensors it holds, what it must say about itself, and the model made from it.
+
+Every matrix `NAME.weight` that is quantised is stored as `NAME.values` and `NAME.scales`; embeddings, norms and routers
+stay in bfloat16. The file says by which recipe it was made, by which torch and on which kind of processor: another
+one's is refused, not converted, since it can be made anew from the weights as published.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from mistral_runtime.config import ModelConfig
+from mistral_runtime.errors import MalformedCheckpoint, StaleWeights
+from mistral_runtime.kernels.rows import BLOCK
+from mistral_runtime.linear_rows import QuantizedLinear
+from mistral_runtime.quantized import DEFAULT_GROUPS, QuantizedWeight
+from mistral_runtime.safetensors_header import HINT, load_header
+from mistral_runtime.transformer import Transformer
+
+RECIPES = {"int8": 8, "int4": 4}
+_VERSION = 1  # of everything that decides the bytes
+_AGAIN = "quantise the published weights again"
+DATA_ALIGNMENT = 4096
+ERRORS_NAME = "quality.relative_error"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How matrices are quantised: "int8" or "int4", in groups of inputs."""
+
+    kind: str
+    group: int
+
+    @classmethod
+    def of(cls, kind: str, group: int | None = None) -> Recipe:
+        """Return a recipe with the usual group."""
+        return cls(kind, DEFAULT_GROUPS[RECIPES[kind]] if group is None else group)
+
+    @property
+    def name(self) -> str:
+        """Stands for every byte of the result, given the weights."""
+        return f"{self.kind}-g{self.group}-{_VERSION}"
+
+    @property
+    def key(self) -> str:
+        """Stands for who may use the result as well: this torch on this kind of processor."""
+        processor = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "")
+        return f"{self.name}+torch{torch.__version__.partition('+')[0]}+{processor}"
+
+    def bits_of(self, name: str, shape: tuple[int, ...]) -> int | None:
+        """Return how many bits a tensor of the checkpoint takes, or None where it stays as it is.
+
+        The projection to the vocabulary is read whole for every token and decides it: it never takes fewer than eight.
+        """
+        if len(shape) != 2 or name == "tok_embeddings.weight" or name.endswith(".gate.weight"):
+            return None
+        return 8 if name == "output.weight" else RECIPES[self.kind]
+
+
+def stored_tensors(config: ModelConfig, recipe: Recipe) -> dict[str, tuple[str, tuple[int, ...]]]:
+    """Return (safetensors type, shape) of every tensor of the file, in its order."""
+    tensors: dict[str, tuple[str, tuple[int, ...]]] = {}
+    count = 0
+    for name, shape in config.tensor_shapes().items():
+        bits = recipe.bits_of(name, shape)
+        if bits is None:
+            tensors[name] = ("BF16", shape)
+            continue
+        outputs, inputs = shape[0], -(-shape[1] // BLOCK) * BLOCK
+        stem = name.removesuffix(".weight")
+        tensors[f"{stem}.values"] = ("I8", (outputs, inputs)) if bits == 8 else ("U8", (outputs, inputs // 2))
+        tensors[f"{stem}.scales"] = ("BF16", (outputs, inputs // group_of(recipe, bits)))
+        count += 1
+    tensors[ERRORS_NAME] = ("F32", (count,))
+    return tensors
+
+
+def group_of(recipe: Recipe, bits: int) -> int:
+    """Return the group of matrices of so many bits: the recipe's own, or the usual one of its exceptions."""
+    return recipe.group if bits == RECIPES[recipe.kind] else DEFAULT_GROUPS[bits]
+
+
+def stored_bytes(config: ModelConfig, recipe: Recipe) -> int:
+    """Return the size of all tensors of the file."""
+    width = {"BF16": 2, "I8": 1, "U8": 1, "F32": 4}
+    return sum(width[dtype] * math.prod(shape) for dtype, shape in stored_tensors(config, recipe).values())
+
+
+def build_header(config: ModelConfig, recipe: Recipe, *, source: str) -> bytes:
+    """Return everything before the data. ``source`` is what the file says of the weights it was made from."""
+    width = {"BF16": 2, "I8": 1, "U8": 1, "F32": 4}
+    fields: dict[str, object] = {
+        "__metadata__": {
+            "format": "pt", "recipe": recipe.name, "kind": recipe.kind, "group": str(recipe.group), "key": recipe.key,
+            "source": source,
+        }
+    }  # fmt: skip
+    position = 0
+    for name, (dtype, shape) in stored_tensors(config, recipe).items():
+        end = position + width[dtype] * math.prod(shape)
+        fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
+        position = end
+    encoded = json.dumps(fields, separators=(",", ":")).encode()
+    encoded += b" " * (-(8 + len(encoded)) % DATA_ALIGNMENT)
+    return len(encoded).to_bytes(8, "little") + encoded
+
+
+@dataclass(frozen=True)
+class QuantizedCheckpoint:
+    """A validated file that has not been read yet."""
+
+    path: Path
+    recipe: Recipe
+    weight_bytes: int
+    read: Callable[[str], Tensor]
+
+
+def open_quantized(path: Path, config: ModelConfig) -> QuantizedCheckpoint:
+    """Validate the file against the configuration and this machine, from its header alone.
+
+    Raises:
+        MalformedCheckpoint: It is not what `quantize` writes for this configuration.
+        StaleWeights: Another version, another torch or another kind of processor made it.
+    """
+    entries = load_header(path)
+    try:
+        handle: Any = safe_open(path, framework="pt")
+        said = dict(handle.metadata() or {})
+    except (SafetensorError, OSError) as error:
+        raise _malformed(path, "a readable safetensors file", str(error)) from error
+    recipe = _recipe_of(path, said)
+    if said.get("key") != recipe.key or said.get("recipe") != recipe.name:
+        raise StaleWeights(
+            f"{path} was made for another runtime or another machine",
+            detail=f"expected {recipe.key}, found {said.get('recipe')} as {said.get('key')}"[:300],
+            hint=_AGAIN,
+        )
+    expected = stored_tensors(config, recipe)
+    found = {name: (entry.dtype, entry.shape) for name, entry in entries.items()}
+    if found != expected:
+        name = next(name for name in sorted({*found, *expected}) if found.get(name) != expected.get(name))
+        raise _malformed(path, f"{name} as {expected.get(name)}", f"{found.get(name)}")
+
+    def read(name: str) -> Tensor:
+        try:
+            tensor: Tensor = handle.get_tensor(name)
+        except (SafetensorError, OSError) as error:
+            raise _malformed(path, f"a readable tensor {name}", str(error)) from error
+        return tensor
+
+    return QuantizedCheckpoint(path, recipe, stored_bytes(config, recipe), read)
+
+
+def _recipe_of(path: Path, said: dict[str, str]) -> Recipe:
+    kind, group = said.get("kind", ""), said.get("group", "")
+    if kind not in RECIPES or not group.isdigit() or len(group) > 4:
+        raise _malformed(path, "a recipe of int8 or int4", f"{kind[:20]!r} in groups of {group[:20]!r}")
+    return Recipe(kind, int(group))
+
+
+def load_quantized(checkpoint: QuantizedCheckpoint, config: ModelConfig) -> Transformer:
+    """Build the model on the CPU around the mapped file."""
+    with torch.device("meta"):
+        model = Transformer(config)
+    for name, shape in config.tensor_shapes().items():
+        parent, leaf = _parent_of(model, name)
+        if checkpoint.recipe.bits_of(name, shape) is None:
+            setattr(parent, leaf, nn.Parameter(checkpoint.read(name), requires_grad=False))
+            continue
+        stem = name.removesuffix(".weight")
+        weight = QuantizedWeight(checkpoint.read(f"{stem}.values"), checkpoint.read(f"{stem}.scales"), shape[1])
+        replace_matrix(model, name, weight)
+    return model.requires_grad_(False).eval()
+
+
+def replace_matrix(model: nn.Module, name: str, weight: QuantizedWeight) -> None:
+    """Put a quantised matrix where the model has the Linear of the tensor `name`."""
+    linear, _ = _parent_of(model, name)
+    holder, attribute = _parent_of(model, name.removesuffix(".weight"))
+    assert isinstance(linear, nn.Linear)
+    holder.register_module(attribute, QuantizedLinear(weight))
+
+
+def _parent_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:
+    holder, _, attribute = name.rpartition(".")
+    return model.get_submodule(holder), attribute
+
+
+def _malformed(path: Path, expected: str, found: str) -> MalformedCheckpoint:
+    return MalformedCheckpoint(
+        f"{path} is not a file of quantised weights for this model",
+        detail=f"expected {expected}, found {found}",
+        hint=f"{_AGAIN}; {HINT}",
+    )
