@@ -266,10 +266,8 @@ def chat(
             "--lookup": lookup,
         }
     )
-    options += ["--timings"] * timings
-    return _launch(front, ref, quantize, "chat", options + ["--quiet"] * front.wants_no_text, [])
     options += ["--timings"] * timings + ["--lora-apart"] * lora_apart + ["--compile"] * compile_steps
-    return _launch(front, ref, "chat", options + ["--quiet"] * front.wants_no_text, [])
+    return _launch(front, ref, quantize, "chat", options + ["--quiet"] * front.wants_no_text, [])
 
 
 def runtime_options(given: dict[str, Any]) -> list[str]:

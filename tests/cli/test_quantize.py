@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,8 +18,10 @@ import pytest
 from mistral_fetch.metalink import serialise_metalink
 from mistral_fetch.simulators.publisher import PublisherSimulator
 from mistral_fetch.store import derived_check
+from mistral_fetch.transfer.quantize import SIZE_PERCENT
 
 ROOT = Path(__file__).parents[2]
+DEMO = ROOT / "mistral_fetch" / "demo_model"
 KEY = "int4-g64-1+torch2.13.0+avx512bf16"
 OTHER_KEY = "int4-g64-1+torch2.14.0+avx512bf16"
 FILES = {"consolidated.00.pth": b"pickled" * 1000, "params.json": b"{}"}
@@ -169,7 +172,7 @@ def test_json_tells_what_was_made_the_second_time_too(program, model, record):
 
 def test_a_person_is_told_what_is_written_and_what_was(program, model):
     shown = program("quantize", "m.meta4", "--to", "int4")
-    assert ": writing 1.9 kB of int4 weights\n" in shown.err
+    assert ": writing 2.0 kB of int4 weights\n" in shown.err
     assert shown.err.endswith(f": 3.3 kB of int4 weights kept as {KEY}\n")
     assert program("quantize", "m.meta4", "--to", "int4").err == ""
 
@@ -188,15 +191,27 @@ def test_a_disk_without_room_is_refused_with_numbers_before_anything_is_written(
 
     assert program("pull", "m.meta4", "--quiet").code == 0
     environment.setenv("MISTRAL_FETCH_DISK_RESERVE", "0")
-    for to, needed in (("int4", 1890), ("int8", 3710)):
+    for to, needed in (("int4", 2030), ("int8", 3710)):
         environment.setattr(shutil, "disk_usage", lambda _path, needed=needed: Usage(needed - 1))
         shown = program("quantize", "m.meta4", "--to", to, "--quiet")
         assert (shown.code, shown.out) == (9, "")
         assert "not enough space to quantize" in shown.err
         assert f"({needed / 1000:.1f} kB to write" in shown.err
     assert starts(record, made=True) == []
-    environment.setattr(shutil, "disk_usage", lambda _path: Usage(1890))
+    environment.setattr(shutil, "disk_usage", lambda _path: Usage(2030))
     assert program(*QUANTIZE).code == 0
+
+
+def test_the_room_asked_for_is_enough_for_mistral_7b():
+    """What the runtime says it writes for the model's shapes."""
+    from mistral_runtime.config import ModelConfig
+    from mistral_runtime.quantized_file import Recipe, stored_bytes
+
+    config = ModelConfig(4096, 32, 128, 14336, 32, 8, 32768, 1e-5, 1e6)
+    published = sum(2 * math.prod(shape) for shape in config.tensor_shapes().values())
+    for to, percent in SIZE_PERCENT.items():
+        written = stored_bytes(config, Recipe.of(to, None))
+        assert percent - 2 < 100 * written / published < percent
 
 
 # --- what is used ----------------------------------------------------------------------------------------------------
@@ -441,3 +456,24 @@ def test_two_processes_that_find_it_damaged_make_it_again_once(program, model, r
     ended = [process.communicate(timeout=60) for process in running]
     assert [json.loads(out) for out, _ in ended] == [{"weights": weights_of(KEY).decode()}] * 2
     assert len(starts(record, made=True)) == 2
+
+
+# --- the real runtime ------------------------------------------------------------------------------------------------
+
+
+def test_the_real_runtime_quantizes_a_real_model_and_runs_it(program, tmp_path):
+    publish(tmp_path, {path.name: path.read_bytes() for path in DEMO.iterdir() if path.is_file()})
+    greedy = ("--json", "--quiet", "--temperature", "0", "-n", "8", "--device", "cpu")
+    shown = program("run", "m.meta4", "the", "--quantize", "int8", *greedy)
+    assert shown.code == 0, shown.err
+    made = program("list", "--json").json["models"][0]["derived"]
+    assert [one["state"] for one in made] == ["complete"]
+    assert made[0]["recipe"].startswith("int8-")
+    told = program("quantize", "m.meta4", "--to", "int8", "--json").json
+    assert (told["was_complete"], told["directory"]) == (True, made[0]["directory"])
+    assert 0 < told["made"]["quality"]["relative_error"] < 0.05
+    assert program("verify", "--quiet").code == 0
+    # From the directory as it is, and quantized in memory: the same weights, so the same text.
+    kept = program("run", made[0]["directory"], "the", *greedy).json
+    in_memory = program("run", "./m", "the", "--quantize", "int8", *greedy).json
+    assert shown.json["text"] == kept["text"] == in_memory["text"] != ""
