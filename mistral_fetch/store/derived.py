@@ -54,7 +54,7 @@ class Product:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How weights are made from weights. ``name`` stands for every byte of the result: another one, another name.
+    """How weights are made from weights. ``name`` stands for every byte of the result, and for who may use it.
 
     ``replaced`` are the files of the snapshot that the product stands for; the result does not have them.
     """
