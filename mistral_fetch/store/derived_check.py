@@ -53,7 +53,7 @@ def is_as_written(directory: Path, product: str, report: Report, check_stop: Cal
         manifest, papers = load_manifest(directory), load_provenance(directory)
         entry, stamp = manifest.entry(product), take_stamp(path)
         if not stat.S_ISREG(path.lstat().st_mode):
-            return False
+            return False  # a link's stamp says nothing of what it leads to
     except (MistralFetchError, OSError, KeyError):
         return False  # its own papers are damaged: nothing says what it should be
     noted = _noted(papers, product)
