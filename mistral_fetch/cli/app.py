@@ -19,6 +19,7 @@ from mistral_fetch.cli import (
     mirror,
     mirror_check,
     publish,
+    quantize,
     repair,
     seed,
     show,
@@ -72,7 +73,23 @@ def root(
     """Download, verify, keep, share and run open-weight models, Mistral 7B first."""
 
 
-for group in (fetch, measure, cache, repair, show, compare, publish, sign, seed, mirror, mirror_check, doctor, demo):
+_GROUPS = (
+    fetch,
+    measure,
+    quantize,
+    cache,
+    repair,
+    show,
+    compare,
+    publish,
+    sign,
+    seed,
+    mirror,
+    mirror_check,
+    doctor,
+    demo,
+)
+for group in _GROUPS:
     group.register(app)
 
 

@@ -41,6 +41,7 @@ class _ToVerify:
     name: str
     directory: Path
     manifest: Any = None
+    is_derived: bool = False
 
 
 def register(app: typer.Typer) -> None:
@@ -112,6 +113,7 @@ def verify(
     else:
         files = count(sum(len(verdicts) for _, _, verdicts in checked), "file")
         lines.append(f"{files}, {format_size(total)}: every byte is right ({format_duration(seconds)})")
+        lines += [f"{item.name}: as it was made" for item in items if item.is_derived]
     lines += [f"{name}: signed by {signers[where]}" for name, where, _ in checked if signers[where]]
     front.result(fields, "\n".join(lines))
     return int(ExitCode.INTEGRITY if bad else ExitCode.OK)
@@ -162,7 +164,13 @@ def _of_snapshot(layout: Layout, name: str, directory: Path) -> list[_ToVerify]:
     from mistral_fetch.store.derived import list_derived
 
     derived = list_derived(layout, directory.name)
-    return [_ToVerify(name, directory), *(_ToVerify(f"{name} ({made.parent.name})", made) for made in derived)]
+    return [_ToVerify(name, directory), *(_ToVerify(_name_of(name, made), made, is_derived=True) for made in derived)]
+
+
+def _name_of(name: str, made: Path) -> str:
+    from mistral_fetch.store.layout import unquote_name
+
+    return f"{name} ({unquote_name(made.parent.name)})"
 
 
 def _is_directory(layout: Any, text: str) -> bool:
@@ -187,7 +195,8 @@ def _check_signature(front: FrontEnd, item: _ToVerify) -> str | None:
 
     Keys of the command line must have signed it; those of the settings are asked only where there is a signature.
     """
-    if not front.settings.trust_keys or item.manifest is not None:
+    # What was made here is nobody's to sign; what it was made from is checked beside it.
+    if not front.settings.trust_keys or item.manifest is not None or item.is_derived:
         return None
     from mistral_fetch.store.snapshots import load_manifest, load_provenance
     from mistral_fetch.transfer.authenticity import check_papers, pinned_keys

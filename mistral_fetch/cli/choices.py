@@ -27,3 +27,10 @@ class ConvertTo(str, Enum):
     """What weights can be converted to."""
 
     SAFETENSORS = "safetensors"
+
+
+class QuantizeTo(str, Enum):
+    """How few bits weights can be stored in."""
+
+    INT8 = "int8"
+    INT4 = "int4"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mistral_fetch.cli.choices import ConvertTo
+from mistral_fetch.cli.choices import ConvertTo, QuantizeTo
 from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals, write_out
 from mistral_fetch.cli.paths import local_directory
 from mistral_fetch.cli.services import StatusListen, watched
@@ -17,10 +17,15 @@ from mistral_fetch.ref import DirectoryRef, parse_ref
 from mistral_fetch.units import format_size
 
 if TYPE_CHECKING:
+    from mistral_fetch.launch.locate import Interpreter
     from mistral_fetch.transfer.channels import PullResult
 
 RefArgument = Annotated[
     str, typer.Argument(metavar="REF", help="name[@version], hf:org/repo, a .meta4 or .torrent, a magnet link")
+]
+Quantize = Annotated[
+    QuantizeTo | None,
+    typer.Option("--quantize", metavar="int8|int4", help="Run on quantized weights: made at the first use, then kept."),
 ]
 _EXIT_CODES = "Exit codes: 0 ok, 2 usage, 3 not found, 4 not authorised, 5 stalled, 6 no source, 9 disk, 11 locked, 20 bad manifest, 32 integrity, 33 assurance, 130 interrupted."  # noqa: E501
 RUN_EXIT_CODES = _EXIT_CODES.replace("130", "40 runtime, 130")
@@ -65,11 +70,12 @@ def pull(
     fields = [_pull_fields(result) for result in results]
     directories = [str(result.directory) for result in results]
     if convert is not None:
-        from mistral_fetch.cli.convert import conversion_fields, convert_model
+        from mistral_fetch.cli.convert import convert_model
+        from mistral_fetch.cli.derive import derivation_fields
 
         conversions = [convert_model(front, result) for result in results]
         for told, conversion in zip(fields, conversions, strict=True):
-            told["converted"] = conversion_fields(conversion)
+            told["converted"] = derivation_fields(conversion)
         directories = [str(conversion.directory) for conversion in conversions]
     front.result(fields[0] if len(fields) == 1 else fields, "\n".join(directories))
     return 0
@@ -152,6 +158,7 @@ def run(
     context: Annotated[int | None, typer.Option("--context", metavar="N", help="Positions to make room for.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
     timings: Annotated[bool, typer.Option("--timings", help="Tell what the start took, part by part.")] = False,
+    quantize: Quantize = None,
     lora: Annotated[Path | None, typer.Option("--lora", metavar="PATH", help="Add this LoRA adapter.")] = None,
     lora_scale: Annotated[
         float | None, typer.Option("--lora-scale", metavar="S", help="Its factor, instead of its own.")
@@ -199,9 +206,9 @@ def run(
     options += ["--timings"] * timings + ["--lora-apart"] * lora_apart + ["--compile"] * compile_steps
     options += ["--raw"] * raw + ["--json"] * front.is_json + ["--quiet"] * front.wants_no_text
     if prompt in {None, "-"}:
-        return _launch(front, ref, "generate", options, ["-"])
+        return _launch(front, ref, quantize, "generate", options, ["-"])
     # Not as a positional: argparse would take a prompt of two dashes for its own separator.
-    return _launch(front, ref, "generate", [*options, f"--prompt={prompt}"], [])
+    return _launch(front, ref, quantize, "generate", [*options, f"--prompt={prompt}"], [])
 
 
 def chat(
@@ -221,6 +228,7 @@ def chat(
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, mps or xpu.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
     timings: Annotated[bool, typer.Option("--timings", help="Tell what the start took, part by part.")] = False,
+    quantize: Quantize = None,
     lora: Annotated[Path | None, typer.Option("--lora", metavar="PATH", help="Add this LoRA adapter.")] = None,
     lora_scale: Annotated[
         float | None, typer.Option("--lora-scale", metavar="S", help="Its factor, instead of its own.")
@@ -259,7 +267,7 @@ def chat(
         }
     )
     options += ["--timings"] * timings + ["--lora-apart"] * lora_apart + ["--compile"] * compile_steps
-    return _launch(front, ref, "chat", options + ["--quiet"] * front.wants_no_text, [])
+    return _launch(front, ref, quantize, "chat", options + ["--quiet"] * front.wants_no_text, [])
 
 
 def runtime_options(given: dict[str, Any]) -> list[str]:
@@ -267,13 +275,21 @@ def runtime_options(given: dict[str, Any]) -> list[str]:
     return [f"{name}={value}" for name, value in given.items() if value is not None]
 
 
-def _launch(front: FrontEnd, text: str, runtime_command: str, options: list[str], positionals: list[str]) -> int:
+def _launch(
+    front: FrontEnd,
+    text: str,
+    quantize: QuantizeTo | None,
+    runtime_command: str,
+    options: list[str],
+    positionals: list[str],
+) -> int:
     from mistral_fetch.launch.locate import find_interpreter
     from mistral_fetch.launch.process import capture_runtime, explained_failure, run_runtime
 
     # Asked before 13 GB are fetched, not after.
     interpreter = find_interpreter(front.settings.python)
-    directory = directory_of(front, text)
+    directory, quantizing = directory_of(front, text, quantize, interpreter)
+    options = quantizing + options
     if not front.is_json:
         return run_runtime(interpreter, runtime_command, options, [str(directory), *positionals])
     # A JSON result or a JSON error, never neither: so its output is kept until it is known which.
@@ -284,7 +300,20 @@ def _launch(front: FrontEnd, text: str, runtime_command: str, options: list[str]
     return code
 
 
-def directory_of(front: FrontEnd, text: str) -> Path:
-    """Return the directory a ref names: as it is, or fetched and complete."""
+def directory_of(
+    front: FrontEnd, text: str, quantize: QuantizeTo | None, interpreter: Interpreter
+) -> tuple[Path, list[str]]:
+    """Return the directory to run a ref from, and what the runtime has still to be told.
+
+    A directory is taken as it is; nothing vouches for what it holds, so it is quantised in memory and not kept. A model
+    is fetched and complete, and so is its quantised copy where that is what to run.
+    """
     ref = parse_ref(text)
-    return local_directory(ref.path) if isinstance(ref, DirectoryRef) else fetch(front, text).directory
+    if isinstance(ref, DirectoryRef):
+        return local_directory(ref.path), [] if quantize is None else [f"--quantize={quantize.value}"]
+    if quantize is None:
+        return fetch(front, text).directory, []
+    from mistral_fetch.cli.quantizer import find_quantizer, quantize_model
+
+    quantizer = find_quantizer(front, interpreter, quantize)
+    return quantize_model(front, quantizer, fetch(front, text)).directory, []

@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from mistral_fetch.cli.fetch import RUN_EXIT_CODES, RefArgument, directory_of, runtime_options
+from mistral_fetch.cli.choices import QuantizeTo
+from mistral_fetch.cli.fetch import RUN_EXIT_CODES, Quantize, RefArgument, directory_of, runtime_options
 from mistral_fetch.cli.options import FrontEnd, command
 from mistral_fetch.errors import UsageError
 
@@ -43,6 +44,7 @@ def bench(
     dtype: Dtype = None,
     threads: Threads = None,
     ignore_memory_plan: IgnorePlan = False,
+    quantize: Quantize = None,
 ) -> int:
     """Measure a model's prefill and decoding beside the speed of this machine's memory."""
     options = runtime_options(
@@ -57,7 +59,7 @@ def bench(
         }
     )
     options += ["--timings"] * timings + ["--ignore-memory-plan"] * ignore_memory_plan
-    return _measure(front, ref, "bench", options, [])
+    return _measure(front, ref, quantize, "bench", options, [])
 
 
 def ppl(
@@ -72,12 +74,13 @@ def ppl(
     dtype: Dtype = None,
     threads: Threads = None,
     ignore_memory_plan: IgnorePlan = False,
+    quantize: Quantize = None,
 ) -> int:
     """Measure how well a model predicts a text: perplexity and bits per byte."""
     options = runtime_options(
         {"--context": context, "--stride": stride, "--device": device, "--dtype": dtype, "--threads": threads}
     )
-    return _measure(front, ref, "ppl", options + ["--ignore-memory-plan"] * ignore_memory_plan, [str(file)])
+    return _measure(front, ref, quantize, "ppl", options + ["--ignore-memory-plan"] * ignore_memory_plan, [str(file)])
 
 
 def logits(
@@ -99,6 +102,7 @@ def logits(
     dtype: Dtype = None,
     threads: Threads = None,
     ignore_memory_plan: IgnorePlan = False,
+    quantize: Quantize = None,
 ) -> int:
     """Print the likeliest next tokens and their log probabilities, as JSON."""
     if prompt is None and sys.stdin.isatty():
@@ -119,19 +123,27 @@ def logits(
     )
     options += ["--all"] * all_positions + ["--raw"] * raw + ["--ignore-memory-plan"] * ignore_memory_plan
     if prompt in {None, "-"}:
-        return _measure(front, ref, "logits", options, ["-"])
-    return _measure(front, ref, "logits", [*options, f"--prompt={prompt}"], [])
+        return _measure(front, ref, quantize, "logits", options, ["-"])
+    return _measure(front, ref, quantize, "logits", [*options, f"--prompt={prompt}"], [])
 
 
-def _measure(front: FrontEnd, ref: str, runtime_command: str, options: list[str], positionals: list[str]) -> int:
+def _measure(
+    front: FrontEnd,
+    ref: str,
+    quantize: QuantizeTo | None,
+    runtime_command: str,
+    options: list[str],
+    positionals: list[str],
+) -> int:
     from mistral_fetch.launch.answer import ask_runtime
     from mistral_fetch.launch.locate import find_interpreter
     from mistral_fetch.launch.process import run_runtime
 
     # Asked before 13 GB are fetched, not after.
     interpreter = find_interpreter(front.settings.python)
-    arguments = [str(directory_of(front, ref)), *positionals]
-    options = options + ["--quiet"] * front.wants_no_text
+    directory, quantizing = directory_of(front, ref, quantize, interpreter)
+    arguments = [str(directory), *positionals]
+    options = quantizing + options + ["--quiet"] * front.wants_no_text
     if not front.is_json:
         return run_runtime(interpreter, runtime_command, options, arguments)
     front.result(ask_runtime(interpreter, runtime_command, options, arguments), "")

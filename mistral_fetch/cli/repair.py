@@ -75,7 +75,7 @@ def _discard_wrong_copies(front: FrontEnd, content_digest: str, report: Any, che
 
 
 def _discarded_text(directory: str) -> str:
-    return f"removed the damaged {directory}; mistral-fetch pull REF --convert safetensors makes it again"
+    return f"removed the damaged {directory}; it is made again when it is next asked for"
 
 
 def _refuse_directory(front: FrontEnd, text: str) -> None:

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mistral_fetch.digest import Assurance, Digest
 from mistral_fetch.errors import StoreError
 from mistral_fetch.manifest import FileEntry, Manifest
 from mistral_fetch.store.blobs import find_blob
+from mistral_fetch.store.derived_check import take_stamp
 from mistral_fetch.store.durable import disk_errors, fsync_directory, make_directory, write_durably
 from mistral_fetch.store.layout import Layout, unquote_name
 from mistral_fetch.store.snapshots import (
@@ -40,16 +41,20 @@ _LICENCE_NAME = "LICENSE"
 
 @dataclass(frozen=True)
 class Product:
-    """A file that a recipe made, durable in the directory it was given; the sha256 is of what was written."""
+    """A file that a recipe made, durable in the directory it was given; the sha256 is of what was written.
+
+    ``facts`` is what its maker measured, such as seconds or quality, as JSON values: kept in the papers, not relied on.
+    """
 
     path: str
     size: int
     sha256: str
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How weights are made from weights. ``name`` stands for every byte of the result: another one, another name.
+    """How weights are made from weights. ``name`` stands for every byte of the result, and for who may use it.
 
     ``replaced`` are the files of the snapshot that the product stands for; the result does not have them.
     """
@@ -118,7 +123,7 @@ def write_derived(layout: Layout, recipe: Recipe, content_digest: str, make: Cal
     manifest, papers = load_manifest(source), load_provenance(source)
     final = layout.derived(recipe.name, content_digest)
     draft = final.with_name(f".{content_digest[:16]}-{secrets.token_hex(6)}.tmp")
-    with disk_errors("converting the model", draft):
+    with disk_errors("writing another form of the model", draft):
         make_directory(draft)
         try:
             product = make(draft)
@@ -138,7 +143,7 @@ def _seal(path: Path, product: Product) -> None:
     status = path.lstat()
     if not stat.S_ISREG(status.st_mode) or status.st_size != product.size:
         raise StoreError(
-            f"the conversion did not leave what it said at {path}",
+            f"the runtime did not leave what it said at {path}",
             detail=f"expected a file of {product.size} bytes, got {status.st_size}",
             hint="run the same command again",
         )
@@ -165,7 +170,10 @@ def _lay_out(
         write_durably(draft / _LICENCE_NAME, (directory / _LICENCE_NAME).read_bytes())
     made = FileEntry(product.path, product.size, (Digest("sha256", product.sha256),))
     manifest = Manifest((made, *kept), replace(source.info, weight_format=recipe.weight_format))
-    write_papers(draft, manifest, _describe(recipe, source, manifest, papers, product))
+    # The last change of the product was its mode: from here on, its stamp tells whether anybody wrote to it.
+    described = _describe(recipe, source, manifest, papers, product)
+    described["files"][0]["stamp"] = take_stamp(draft / product.path)
+    write_papers(draft, manifest, described)
     complete_draft(draft, manifest)
 
 
@@ -189,6 +197,7 @@ def _describe(
         "recipe": recipe.name,
         "content_digest": str(source.content_digest()),
         "files": [{key: file[key] for key in ("path", "size", "sha256")} for file in used],
+        **({"facts": dict(product.facts)} if product.facts else {}),
     }
     return {
         **papers,

@@ -10,7 +10,7 @@
   mirrors.json                  how fast, how reliable and how honest mirrors were; nothing depends on it
   trust/<quoted address>/       which signed catalogs were seen there, and a copy of the last one from a server
   publications/<key>/           torrents, manifest and checksums that `seed` and `mirror` made of a model
-  derived/<recipe>/<content digest>/   converted weights of a snapshot, see :mod:`mistral_fetch.store.derived`
+  derived/<key>/<content digest>/   a snapshot's weights in another form, see :mod:`mistral_fetch.store.derived`
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Layout:
 
     @property
     def derivations(self) -> Path:
-        """Return the directory of everything that was made from snapshots, one folder a recipe."""
+        """Return the directory of everything that was made from snapshots, one folder a recipe's key."""
         return self.home / "derived"
 
     def derived(self, recipe: str, content_digest: str) -> Path:

@@ -124,9 +124,8 @@ def _dispatch_weights(args: argparse.Namespace) -> int:
                 detail="expected both directories, or --describe",
                 hint="python -m mistral_runtime quantize SNAPSHOT OUT --to int8",
             )
-        return run_quantize(
-            args.directory, args.out, args.to, args.group, reserve_bytes=args.reserve, as_json=args.as_json
-        )
+        told = {"as_json": args.as_json, "quiet": args.quiet}
+        return run_quantize(args.directory, args.out, args.to, args.group, reserve_bytes=args.reserve, **told)
     if args.command == "digest":
         return run_digest(args.directories, as_json=args.as_json)
     return run_convert(args.directory, args.out, reserve_bytes=args.reserve, as_json=args.as_json)

@@ -99,6 +99,7 @@ def _add_weight_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
     quantize.add_argument("--group", type=int, metavar="N", help="inputs that share a scale, 64 or 128")
     quantize.add_argument("--reserve", type=int, default=0, metavar="BYTES", help="leave so much of the disk free")
     quantize.add_argument("--describe", action="store_true", help="only say what the result would be called")
+    _add_quiet(quantize)
     digest = commands.add_parser(
         "digest", help="hash every tensor, whatever the layout", description=_DIGEST_TEXT, epilog=EXIT_CODES
     )

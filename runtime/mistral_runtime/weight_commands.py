@@ -27,12 +27,14 @@ def run_convert(snapshot: Path, out: Path, *, reserve_bytes: int, as_json: bool)
     return tell(work, as_json=as_json)
 
 
-def run_quantize(snapshot: Path, out: Path, kind: str, group: int | None, *, reserve_bytes: int, as_json: bool) -> int:
+def run_quantize(
+    snapshot: Path, out: Path, kind: str, group: int | None, *, reserve_bytes: int, as_json: bool, quiet: bool
+) -> int:
     """Quantise and tell what was written; return the exit code."""
 
     def work() -> tuple[dict[str, Any], str]:
         recipe = Recipe.of(kind, group)
-        progress = show_progress(f"quantising to {kind}")
+        progress = ignore_progress if quiet else show_progress(f"quantising to {kind}")
         done = quantize_snapshot(snapshot, out, recipe, reserve_bytes=reserve_bytes, progress=progress)
         text = (
             f"{done.path}: {done.tensors} matrices as {recipe.name}, {done.size} bytes, "
@@ -41,6 +43,10 @@ def run_quantize(snapshot: Path, out: Path, kind: str, group: int | None, *, res
         return done.fields(), text
 
     return tell(work, as_json=as_json)
+
+
+def ignore_progress(_done: int, _total: int) -> None:
+    """Show nothing of how far the work is."""
 
 
 def run_describe(kind: str, group: int | None) -> int:

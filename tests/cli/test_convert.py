@@ -125,7 +125,7 @@ def test_without_a_runtime_nothing_is_fetched(program, model, environment):
         ("refuse", 40, "error: it is not only weights\n  found os.system\n  do not load it\n"),
         ("kill", 40, "error: the runtime was ended by SIGKILL\n"),
         ("stop", 130, "error: interrupted\n"),
-        ("nonsense", 40, "error: the runtime converted something else than what it was asked for\n"),
+        ("nonsense", 40, "error: the runtime made something else than what it was asked for\n"),
     ],
 )
 def test_a_conversion_that_fails_leaves_the_model_and_nothing_else(program, model, environment, word, code, what):

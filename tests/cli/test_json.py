@@ -48,6 +48,8 @@ ERRORS = {
     "list --frobnicate": (2, "usage-error"),
     "pull mistral-7b --convert gguf": (2, "usage-error"),
     "pull tiny.meta4 --convert safetensors --dry-run": (2, "usage-error"),
+    "quantize ./tiny --to int8": (2, "usage-error"),
+    "quantize mistral-7b --to int3": (2, "usage-error"),
     "compare mistral-7b mistral-7b": (3, "not-in-cache"),
     "compare nowhere.meta4 ./tiny": (3, "not-found-error"),
     "pull one/two": (2, "ambiguous-ref"),

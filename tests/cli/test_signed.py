@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import subprocess
@@ -14,6 +15,8 @@ import pytest
 from mistral_fetch.metalink import serialise_metalink
 from mistral_fetch.simulators.mirror import Fault
 from mistral_fetch.simulators.publisher import PublisherSimulator
+from mistral_fetch.store.derived import Product, Recipe, write_derived
+from mistral_fetch.store.layout import Layout
 from tests.cli.conftest import FILES
 from tests.keys import bundle_over, make_keys
 
@@ -211,6 +214,18 @@ def test_verify_says_who_signed(program, pulled_signed, ours, mirror):
     shown = program("verify", mirror.url("tiny.meta4"), "--trust-key", ours.public, "--json", "--quiet")
     assert (shown.code, shown.json["models"][0]["signed_by"]) == (0, f"sha256:{ours.key.fingerprint}")
     assert program("verify", "--json").json["models"][0]["signed_by"] is None
+
+
+def test_what_was_made_of_a_signed_model_is_verified_but_needs_no_signature(program, pulled_signed, ours, mirror):
+    def make(draft):
+        (draft / "made.bin").write_bytes(b"made")
+        return Product("made.bin", 4, hashlib.sha256(b"made").hexdigest())
+
+    write_derived(Layout(program.home), Recipe("made-1", "made", ["weights.bin"]), pulled_signed.name, make)
+    shown = program("verify", mirror.url("tiny.meta4"), "--trust-key", ours.public, "--quiet")
+    assert (shown.code, shown.err) == (0, "")
+    assert "(made-1): as it was made\n" in shown.out
+    assert shown.out.count("signed by") == 1
 
 
 def test_verify_by_another_key_fails(program, pulled_signed, second, mirror):

@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import mistral_runtime
-from mistral_fetch.transfer.convert import PRODUCT_NAME, SAFETENSORS_RECIPE
+from mistral_fetch.transfer.convert import SAFETENSORS
 from mistral_runtime import convert as convert_module
 from mistral_runtime import file_writer, tensor_bytes
 from mistral_runtime.__main__ import main
@@ -181,7 +181,7 @@ def test_a_source_that_becomes_shorter_is_told(
 
 
 def test_both_programs_mean_the_same_recipe_and_file() -> None:
-    assert (SAFETENSORS_RECIPE, PRODUCT_NAME) == (RECIPE, OUTPUT_NAME)
+    assert (SAFETENSORS.key, SAFETENSORS.product) == (RECIPE, OUTPUT_NAME)
 
 
 # --- tensors that do not lie in the file as they are ---------------------------------------------------------------

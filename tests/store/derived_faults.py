@@ -1,8 +1,10 @@
 """A conversion that is cut short at its n-th change of the disk, in a process of its own; run by test_derived.py.
 
-``python tests/store/derived_faults.py MODE FOLDER`` tries every change in turn and prints one JSON line for each: how
-the cut conversion ended, what was wrong with the cache right after it, and what the next one made of it. Modes as in
-``faults.py``. The runtime is played by a function that writes the product as it does: hidden, synced, then named.
+``python tests/store/derived_faults.py MODE FOLDER [damaged]`` tries every change in turn and prints one JSON line for
+each: how the cut conversion ended, what was wrong with the cache right after it, and what the next one made of it.
+``damaged`` begins with a product in which a byte is wrong, so that it is made anew. Modes as in ``faults.py``.
+
+The runtime is played by a function that writes the product as it does: hidden, synced, then named.
 """
 
 from __future__ import annotations
@@ -21,15 +23,17 @@ from mistral_fetch.events import ignore_events
 from mistral_fetch.manifest import ModelInfo
 from mistral_fetch.simulators.publisher import PublisherSimulator
 from mistral_fetch.sources.base import StopSignal
-from mistral_fetch.store.derived import Product
+from mistral_fetch.store.derived import Product, find_derived
 from mistral_fetch.store.durable import write_durably
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.snapshots import RefRecord, write_ref, write_snapshot
-from mistral_fetch.transfer.convert import PRODUCT_NAME, convert, find_conversion
+from mistral_fetch.transfer.convert import SAFETENSORS
+from mistral_fetch.transfer.derive import derive, find_right
 from tests.store.conftest import add_blobs
 from tests.store.faults import CUT, Disk, in_child, leftovers
 
 FILES = {"consolidated.00.pth": b"pickled" * 999, "params.json": b"{}", "docs/notes.txt": b"n"}
+PRODUCT_NAME = SAFETENSORS.product
 WEIGHTS = b"tensors" * 999
 MANIFEST = PublisherSimulator(FILES, info=ModelInfo(name="tiny", licence="Apache-2.0")).manifest()
 DIGEST = MANIFEST.content_digest().value
@@ -54,7 +58,7 @@ def make(_snapshot: Path, draft: Path) -> Product:
 
 
 def run(home: Path) -> None:
-    convert("tiny", DIGEST, Settings(home=home, disk_reserve=0), ignore_events, StopSignal(), make)
+    derive(SAFETENSORS, "tiny", DIGEST, Settings(home=home, disk_reserve=0), ignore_events, StopSignal(), make)
 
 
 def cut_short(home: Path, mode: str, step: int) -> str:
@@ -77,8 +81,8 @@ def cut_short(home: Path, mode: str, step: int) -> str:
 
 
 def problems(home: Path) -> list[str]:
-    """Return what breaks the one rule: what looks complete is right."""
-    found = find_conversion(Layout(home), DIGEST)
+    """Return what breaks the one rule: what would be used is right."""
+    found = find_right(Layout(home), SAFETENSORS, DIGEST, ignore_events, lambda: None)
     if found is None:
         return []
     wrong = [path for path, data in EXPECTED.items() if (found.directory / path).read_bytes() != data]
@@ -88,13 +92,23 @@ def problems(home: Path) -> list[str]:
 def try_again(home: Path) -> str:
     """Convert once more, as the next process does. Runs in a child."""
     run(home)
-    return "complete" if find_conversion(Layout(home), DIGEST) else "not complete"
+    return "complete" if find_derived(Layout(home), SAFETENSORS.key, DIGEST) else "not complete"
 
 
-def main(mode: str, folder: Path) -> None:
+def damage(home: Path) -> None:
+    """Convert, and let a byte of the product rot."""
+    run(home)
+    product = Layout(home).derived(SAFETENSORS.key, DIGEST) / PRODUCT_NAME
+    product.chmod(0o644)
+    product.write_bytes(b"?" + WEIGHTS[1:])
+
+
+def main(mode: str, folder: Path, *, damaged: bool) -> None:
     for step in range(1, 200):
         home = folder / f"{mode}-{step}"
         set_up(home)
+        if damaged:
+            damage(home)
         first = in_child(lambda: cut_short(home, mode, step))  # noqa: B023 - called at once
         outcome = {"step": step, "first": first, "wrong": problems(home)}
         outcome |= {"second": in_child(lambda: try_again(home)), "wrong_later": problems(home)}  # noqa: B023
@@ -105,4 +119,4 @@ def main(mode: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(sys.argv[1], Path(sys.argv[2]), damaged="damaged" in sys.argv[3:])

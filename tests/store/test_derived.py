@@ -231,13 +231,14 @@ def test_what_is_discarded_stops_being_complete_first(layout: Layout, monkeypatc
 # --- every change of the disk struck once ----------------------------------------------------------------------------
 
 
-def strike(mode: str, folder: Path) -> list[dict[str, Any]]:
-    argv = [sys.executable, str(Path(__file__).with_name("derived_faults.py")), mode, str(folder)]
+def strike(mode: str, folder: Path, *extra: str) -> list[dict[str, Any]]:
+    argv = [sys.executable, str(Path(__file__).with_name("derived_faults.py")), mode, str(folder), *extra]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(argv, env=environment, check=True, stdout=subprocess.PIPE, timeout=170)
     return [json.loads(line) for line in ended.stdout.splitlines()]
 
 
+@pytest.mark.parametrize("begins", ["nothing", "damaged"])
 @pytest.mark.parametrize(
     "mode, ends",
     [
@@ -247,11 +248,11 @@ def strike(mode: str, folder: Path) -> list[dict[str, Any]]:
     ],
 )
 def test_a_conversion_struck_at_any_change_leaves_nothing_that_looks_complete(
-    mode: str, ends: set[str], tmp_path: Path
+    mode: str, ends: set[str], begins: str, tmp_path: Path
 ) -> None:
     shared = Path("/dev/shm")  # in memory where there is such a place: dozens of small caches
     with tempfile.TemporaryDirectory(dir=shared if os.access(shared, os.W_OK) else tmp_path) as folder:
-        outcomes = strike(mode, Path(folder))
+        outcomes = strike(mode, Path(folder), begins)
     assert len(outcomes) > 20
     assert outcomes[-1]["first"] == "not reached"
     assert {outcome["first"] for outcome in outcomes[:-1]} <= ends

@@ -11,7 +11,7 @@ import pytest
 
 from mistral_fetch.config import Settings
 from mistral_fetch.errors import NotInCache, OutOfSpace, StoreLocked, UsageError
-from mistral_fetch.events import Event, Notice
+from mistral_fetch.events import Event, Notice, ignore_events
 from mistral_fetch.simulators.publisher import PublisherSimulator
 from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.store.derived import Product, find_derived_drafts
@@ -19,12 +19,13 @@ from mistral_fetch.store.gc import execute_removal, plan_removal
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
 from mistral_fetch.store.snapshots import find_refs, write_snapshot
-from mistral_fetch.transfer import convert as convert_module
-from mistral_fetch.transfer.convert import SAFETENSORS_RECIPE, Conversion, convert, find_conversion
+from mistral_fetch.transfer import derive as derive_module
+from mistral_fetch.transfer.convert import SAFETENSORS
+from mistral_fetch.transfer.derive import Derivation, derive, find_right
 from tests.store.conftest import add_blobs
 from tests.store.derived_faults import DIGEST, FILES, make, set_up
 
-Convert = Callable[..., Conversion]
+Convert = Callable[..., Derivation]
 
 
 @pytest.fixture
@@ -48,7 +49,7 @@ def run(layout: Layout, made: list[Path]) -> Convert:
             return make(snapshot, draft)
 
         chosen = Settings(home=layout.home, **{"disk_reserve": 0, "lock_timeout": 0.0, **settings})
-        return convert("tiny", digest, chosen, report, StopSignal(), counted)
+        return derive(SAFETENSORS, "tiny", digest, chosen, report, StopSignal(), counted)
 
     return run_it
 
@@ -59,7 +60,7 @@ def test_the_second_conversion_does_nothing(run: Convert, made: list[Path], layo
     assert len(made) == 1
     assert first.directory == second.directory
     assert first.product == second.product
-    found = find_conversion(layout, DIGEST)
+    found = find_right(layout, SAFETENSORS, DIGEST, ignore_events, lambda: None)
     assert found is not None
     assert found.directory == first.directory
 
@@ -130,17 +131,17 @@ def test_who_waited_finds_what_the_other_one_made(
 ) -> None:
     answers = iter([None])
 
-    def not_yet(layout: Layout, digest: str) -> Conversion | None:
-        return next(answers, find_conversion(layout, digest))
+    def not_yet(*arguments: Any) -> Derivation | None:
+        return next(answers, find_right(*arguments))
 
     run()
-    monkeypatch.setattr(convert_module, "find_conversion", not_yet)
+    monkeypatch.setattr(derive_module, "find_right", not_yet)
     assert run().was_complete
     assert len(made) == 1
 
 
 def test_what_a_killed_process_left_makes_room_first(run: Convert, layout: Layout, made: list[Path]) -> None:
-    draft = layout.derived(SAFETENSORS_RECIPE, "x").with_name(f".{DIGEST[:16]}-0123456789ab.tmp")
+    draft = layout.derived(SAFETENSORS.key, "x").with_name(f".{DIGEST[:16]}-0123456789ab.tmp")
     draft.mkdir(parents=True)
     (draft / "consolidated.safetensors").write_bytes(b"half")
     run()
