@@ -24,7 +24,6 @@ from types import TracebackType
 import torch.distributed as dist
 from torch import Tensor
 
-import mistral_runtime
 from mistral_runtime.device import Compute, dtype_name
 from mistral_runtime.engine import eager_step
 from mistral_runtime.errors import MistralRuntimeError, RankLost
@@ -163,7 +162,7 @@ class Ranks:
             threads=self._compute.threads,
         )
         process = subprocess.Popen(
-            [sys.executable, "-c", _BOOTSTRAP, str(Path(mistral_runtime.__file__).parent), options.to_json()],
+            [sys.executable, "-c", _BOOTSTRAP, str(Path(__file__).parent), options.to_json()],
             env={**os.environ, "OMP_NUM_THREADS": str(self._compute.threads)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
