@@ -113,11 +113,11 @@ def _import_torch(clock: StartClock) -> None:
 
 
 def _dispatch_weights(args: argparse.Namespace) -> int:
-    from mistral_runtime.weight_commands import run_convert, run_describe, run_digest, run_quantize
+    if args.command == "quantize" and args.describe:
+        return _describe(args.to, args.group)
+    from mistral_runtime.weight_commands import run_convert, run_digest, run_quantize
 
     if args.command == "quantize":
-        if args.describe:
-            return run_describe(args.to, args.group)
         if args.directory is None or args.out is None:
             raise BadRequest(
                 "SNAPSHOT and OUT are missing",
@@ -129,6 +129,20 @@ def _dispatch_weights(args: argparse.Namespace) -> int:
     if args.command == "digest":
         return run_digest(args.directories, as_json=args.as_json)
     return run_convert(args.directory, args.out, reserve_bytes=args.reserve, as_json=args.as_json)
+
+
+def _describe(kind: str, group: int | None) -> int:
+    """Say what quantising would make, without a model and without torch."""
+    from mistral_runtime.json_result import tell
+    from mistral_runtime.recipe import Recipe, check_group
+    from mistral_runtime.snapshot import QUANTIZED_NAME
+
+    def work() -> tuple[dict[str, str], str]:
+        recipe = Recipe.of(kind, group)
+        check_group(recipe.group)
+        return {"recipe": recipe.name, "key": recipe.key, "product": QUANTIZED_NAME}, ""
+
+    return tell(work, as_json=True)
 
 
 def _prompt(args: argparse.Namespace) -> str:

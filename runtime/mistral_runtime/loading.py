@@ -15,7 +15,8 @@ from mistral_runtime.device import Compute
 from mistral_runtime.errors import BadRequest
 from mistral_runtime.linear_rows import use_row_kernels
 from mistral_runtime.quantize import quantize_model, show_progress
-from mistral_runtime.quantized_file import QuantizedCheckpoint, Recipe, load_quantized, open_quantized, stored_bytes
+from mistral_runtime.quantized_file import QuantizedCheckpoint, load_quantized, open_quantized, stored_bytes
+from mistral_runtime.recipe import Recipe
 from mistral_runtime.snapshot import WeightFiles
 from mistral_runtime.transformer import Transformer
 from mistral_runtime.weights import Checkpoint, WeightTransform, load_model, open_checkpoint

@@ -23,8 +23,9 @@ from mistral_runtime.convert import explain_write_error, require_room
 from mistral_runtime.errors import BadRequest
 from mistral_runtime.file_writer import new_file
 from mistral_runtime.machine import peak_resident_bytes
-from mistral_runtime.quantized import QuantizedWeight, check_group, dequantize, quantize
-from mistral_runtime.quantized_file import Recipe, build_header, group_of, replace_matrix, stored_bytes
+from mistral_runtime.quantized import QuantizedWeight, dequantize, quantize
+from mistral_runtime.quantized_file import build_header, group_of, replace_matrix, stored_bytes
+from mistral_runtime.recipe import Recipe, check_group
 from mistral_runtime.snapshot import QUANTIZED_NAME, find_weights, load_config
 from mistral_runtime.tensor_bytes import flat_bytes
 from mistral_runtime.weights import PERMUTED_NAMES, Checkpoint, open_checkpoint, release_file_pages, to_interleaved

@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from mistral_runtime.errors import BadRequest, NonFiniteWeights
-from mistral_runtime.kernels.rows import BLOCK, GROUPS
+from mistral_runtime.errors import NonFiniteWeights
+from mistral_runtime.kernels.rows import BLOCK
+from mistral_runtime.recipe import check_group
 
-DEFAULT_GROUPS = {8: 128, 4: 64}
 # Of the scale that would just hold the largest weight at −8: from cutting a fifth off to leaving it whole at +7.
 _CANDIDATES = (0.80, 0.87, 0.94, 1.0, 8 / 7)
 # A block's numbers stay in the cache, and its temporaries in memory that is used again: with large ones, three quarters
@@ -47,20 +47,6 @@ class QuantizedWeight:
     def padded_inputs(self) -> int:
         """K rounded up to whole blocks."""
         return self.values.shape[1] * (2 if self.bits == 4 else 1)
-
-
-def check_group(group: int) -> None:
-    """Refuse group sizes that no kernel reads.
-
-    Raises:
-        BadRequest: Not 64 or 128.
-    """
-    if group not in GROUPS:
-        raise BadRequest(
-            f"groups of {group} are not supported",
-            detail=f"expected one of {', '.join(map(str, GROUPS))}, found {group}",
-            hint="leave --group out",
-        )
 
 
 def quantize(weight: Tensor, *, bits: int, group: int, name: str) -> QuantizedWeight:

@@ -22,48 +22,14 @@ from mistral_runtime.config import ModelConfig
 from mistral_runtime.errors import MalformedCheckpoint, StaleWeights
 from mistral_runtime.kernels.rows import BLOCK
 from mistral_runtime.linear_rows import QuantizedLinear
-from mistral_runtime.quantized import DEFAULT_GROUPS, QuantizedWeight
+from mistral_runtime.quantized import QuantizedWeight
+from mistral_runtime.recipe import DEFAULT_GROUPS, RECIPES, Recipe
 from mistral_runtime.safetensors_header import HINT, load_header
 from mistral_runtime.transformer import Transformer
 
-RECIPES = {"int8": 8, "int4": 4}
-_VERSION = 1  # of everything that decides the bytes
 _AGAIN = "quantise the published weights again"
 DATA_ALIGNMENT = 4096
 ERRORS_NAME = "quality.relative_error"
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How matrices are quantised: "int8" or "int4", in groups of inputs."""
-
-    kind: str
-    group: int
-
-    @classmethod
-    def of(cls, kind: str, group: int | None = None) -> Recipe:
-        """Return a recipe with the usual group."""
-        return cls(kind, DEFAULT_GROUPS[RECIPES[kind]] if group is None else group)
-
-    @property
-    def name(self) -> str:
-        """Stands for every byte of the result, given the weights."""
-        return f"{self.kind}-g{self.group}-{_VERSION}"
-
-    @property
-    def key(self) -> str:
-        """Stands for who may use the result as well: this torch on this kind of processor."""
-        processor = torch.backends.cpu.get_cpu_capability().lower().replace(" ", "")
-        return f"{self.name}+torch{torch.__version__.partition('+')[0]}+{processor}"
-
-    def bits_of(self, name: str, shape: tuple[int, ...]) -> int | None:
-        """Return how many bits a tensor of the checkpoint takes, or None where it stays as it is.
-
-        The projection to the vocabulary is read whole for every token and decides it: it never takes fewer than eight.
-        """
-        if len(shape) != 2 or name == "tok_embeddings.weight" or name.endswith(".gate.weight"):
-            return None
-        return 8 if name == "output.weight" else RECIPES[self.kind]
 
 
 def stored_tensors(config: ModelConfig, recipe: Recipe) -> dict[str, tuple[str, tuple[int, ...]]]:

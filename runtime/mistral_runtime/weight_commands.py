@@ -12,8 +12,7 @@ from mistral_runtime.digest import SnapshotDigest, digest_snapshot
 from mistral_runtime.json_result import tell
 from mistral_runtime.machine import peak_resident_bytes
 from mistral_runtime.quantize import quantize_snapshot, show_progress
-from mistral_runtime.quantized_file import Recipe
-from mistral_runtime.snapshot import QUANTIZED_NAME
+from mistral_runtime.recipe import Recipe
 
 
 def run_convert(snapshot: Path, out: Path, *, reserve_bytes: int, as_json: bool) -> int:
@@ -47,13 +46,6 @@ def run_quantize(
 
 def ignore_progress(_done: int, _total: int) -> None:
     """Show nothing of how far the work is."""
-
-
-def run_describe(kind: str, group: int | None) -> int:
-    """Say what quantising would make, without a model; return the exit code."""
-    recipe = Recipe.of(kind, group)
-    fields = {"recipe": recipe.name, "key": recipe.key, "product": QUANTIZED_NAME}
-    return tell(lambda: (fields, ""), as_json=True, always_json=True)
 
 
 def run_digest(directories: Sequence[Path], *, as_json: bool) -> int:

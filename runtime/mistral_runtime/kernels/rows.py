@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from mistral_runtime.kernels.build import BuildFailed, load_library
+from mistral_runtime.recipe import GROUPS
 
 # From here on oneDNN's product of many rows is faster, though it may have to be given expanded weights; measured.
 MAX_ROWS = 8
 BLOCK = 128  # inputs that four-bit weights are laid out by
-GROUPS = (64, 128)
 DISABLE_VARIABLE = "MISTRAL_RUNTIME_KERNELS"
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
