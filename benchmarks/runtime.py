@@ -6,7 +6,7 @@ Each argument is a width and what to run at it: `bf16=SNAPSHOT,model-BF16.gguf i
 them with `synthetic_mistral.py`, `gguf_model.py` and `python -m mistral_runtime quantize`. Engines take turns, each in
 a process of its own, so that every figure has one of the other's beside it from the same minute; ratios are medians
 over rounds. Before each, a start to the first token brings the file into memory, so that starts are warm. A plain read of
-memory and a product of matrices tell where the walls are. The last line of each width is JSON.
+memory and a product of matrices tell where the walls are. `--plot FILE.svg` draws the rates. Ends with one line of JSON.
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
 
+from benchmarks.common import Summary
+from benchmarks.plot import Bar, Group, write_bar_chart
 from benchmarks.runtime_worker import timed
 
 WORKER = Path(__file__).with_name("runtime_worker.py")
@@ -47,8 +49,10 @@ def walls() -> dict[str, float]:
     return {"memory_bytes_per_second": large.nbytes / seconds, "bf16_flops": 2 * 512 * 4096 * 4096 / product}
 
 
-def compare(width: str, models: dict[str, str], pythons: dict[str, str], rounds: int, options: list[str]) -> None:
-    """Measure one width and print what was found; the last line is JSON."""
+def compare(
+    width: str, models: dict[str, str], pythons: dict[str, str], rounds: int, options: list[str]
+) -> dict[str, Any]:
+    """Measure one width, print it for people and return it."""
     rows: dict[str, list[dict[str, Any]]] = {engine: [] for engine in models}
     reads: list[dict[str, float]] = []
     for number in range(rounds):
@@ -59,7 +63,7 @@ def compare(width: str, models: dict[str, str], pythons: dict[str, str], rounds:
             rows[engine].append(found)
             print(f"  {width} round {number + 1} {engine:12s} " + _shown(found), file=sys.stderr, flush=True)
         reads.append(walls())
-    result: dict[str, Any] = {"width": width, "rounds": rounds, "walls": _medians(reads), "engines": {}, "ratios": {}}
+    result: dict[str, Any] = {"walls": _medians(reads), "rows": rows, "engines": {}, "ratios": {}}
     for engine, found_rows in rows.items():
         result["engines"][engine] = _medians(found_rows)
         print(f"{width} {engine:12s} " + _shown(result["engines"][engine]))
@@ -70,7 +74,21 @@ def compare(width: str, models: dict[str, str], pythons: dict[str, str], rounds:
                 rate: statistics.median(our[rate] / their[rate] for our, their in pairs) for rate in RATES
             }
             print(f"{width} ours / {engine}: " + ", ".join(f"{k} {v:.2f}" for k, v in result["ratios"][engine].items()))
-    print(json.dumps(result), flush=True)
+    return result
+
+
+def plot(path: Path, results: dict[str, dict[str, Any]], rounds: int) -> None:
+    """Draw prefill and decode rates at every width."""
+    groups = []
+    for rate, what in zip(RATES, ("prefill", "decode"), strict=True):
+        for width, result in results.items():
+            bars = []
+            for engine, rows in result["rows"].items():
+                found = Summary.of([row[rate] for row in rows])
+                bars.append(Bar(engine, found.median, found.low, found.high, is_ours=engine == "ours"))
+            groups.append(Group(f"{what}, {width}", bars))
+    note = f"tokens per second, median of {rounds}; lines reach from the lowest to the highest; longer is better"
+    write_bar_chart(path, "Mistral 7B's shapes on a CPU", note, groups, unit="tokens/s")
 
 
 def _medians(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -93,7 +111,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=16)
+    parser.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
+    results: dict[str, dict[str, Any]] = {}
     pythons = {"ours": sys.executable, "llama.cpp": arguments.llama_python, "transformers": sys.executable}
     options = [f"--prompt={arguments.prompt}", f"--tokens={arguments.tokens}"]
     for position, text in enumerate(arguments.models):
@@ -102,7 +122,10 @@ def main() -> None:
         models = {"ours": own} | ({"llama.cpp": other} if other else {})
         if arguments.transformers and position == 0:
             models["transformers"] = own
-        compare(width, models, pythons, arguments.rounds, options)
+        results[width] = compare(width, models, pythons, arguments.rounds, options)
+    if arguments.plot:
+        plot(arguments.plot, results, arguments.rounds)
+    print(json.dumps({"rounds": arguments.rounds, "widths": results}))
 
 
 if __name__ == "__main__":
