@@ -5,8 +5,9 @@
 Each argument is a width and what to run at it: `bf16=SNAPSHOT,model-BF16.gguf int8=PREPARED,model-Q8_0.gguf`. Make
 them with `synthetic_mistral.py`, `gguf_model.py` and `python -m mistral_runtime quantize`. Engines take turns, each in
 a process of its own, so that every figure has one of the other's beside it from the same minute; ratios are medians
-over rounds. Before each, a start to the first token brings the file into memory, so that starts are warm. A plain read of
-memory and a product of matrices tell where the walls are. `--plot FILE.svg` draws the rates. Ends with one line of JSON.
+over rounds. Before each, a start to the first token brings the file into memory, so that starts are warm. A plain read
+of memory and a product of matrices tell where the walls are. `--plot FILE.svg` draws the rates. Ends with one line of
+JSON.
 """
 
 from __future__ import annotations
