@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.errors import MalformedCheckpoint, StaleWeights
-from mistral_runtime.kernels.rows import BLOCK
+from mistral_runtime.kernels.rows import BLOCK, GROUPS
 from mistral_runtime.linear_rows import QuantizedLinear
 from mistral_runtime.quantized import DEFAULT_GROUPS, QuantizedWeight
 from mistral_runtime.safetensors_header import HINT, load_header
@@ -162,7 +162,7 @@ def open_quantized(path: Path, config: ModelConfig) -> QuantizedCheckpoint:
 
 def _recipe_of(path: Path, said: dict[str, str]) -> Recipe:
     kind, group = said.get("kind", ""), said.get("group", "")
-    if kind not in RECIPES or not group.isdigit() or len(group) > 4:
+    if kind not in RECIPES or group not in map(str, GROUPS):
         raise _malformed(path, "a recipe of int8 or int4", f"{kind[:20]!r} in groups of {group[:20]!r}")
     return Recipe(kind, int(group))
 
