@@ -5,7 +5,7 @@ Owns the choice between them; each way is another module's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +14,7 @@ from mistral_runtime.config import ModelConfig
 from mistral_runtime.device import Compute, choose_compute, dtype_name
 from mistral_runtime.errors import BadRequest
 from mistral_runtime.linear_rows import use_row_kernels
-from mistral_runtime.quantize import load_quantizing, show_progress
+from mistral_runtime.quantize import load_quantizing, report_progress
 from mistral_runtime.quantized_file import (
     RECIPES,
     QuantizedCheckpoint,
@@ -71,7 +71,12 @@ class Weights:
         return {kind: count for kind, count in saved.items() if count > 0}
 
     def load(
-        self, compute: Compute, *, transforms: Sequence[WeightTransform] = (), has_row_kernels: bool = True
+        self,
+        compute: Compute,
+        *,
+        transforms: Sequence[WeightTransform] = (),
+        has_row_kernels: bool = True,
+        report: Callable[[str], None] = lambda _text: None,
     ) -> Transformer:
         """Build the model.
 
@@ -79,6 +84,7 @@ class Weights:
             compute: Where and in which type.
             transforms: What to change in the weights as published, in this order.
             has_row_kernels: Whether to use kernels that a compiler of steps cannot look into.
+            report: Told how far quantising is, which takes about a minute for a 7B.
 
         Raises:
             CheckpointError: The files are damaged.
@@ -86,7 +92,7 @@ class Weights:
         if isinstance(self.source, QuantizedCheckpoint):
             model = load_quantized(self.source, self.config)
         elif self.recipe is not None:
-            progress = show_progress(f"quantising to {self.recipe.kind}")
+            progress = report_progress(f"quantising to {self.recipe.kind}", report)
             model = load_quantizing(self.source, self.config, self.recipe, transforms=transforms, progress=progress)
         else:
             model = load_model(

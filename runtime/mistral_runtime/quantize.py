@@ -184,18 +184,25 @@ def relative_error(weight: Tensor, quantized: QuantizedWeight) -> float:
 
 def show_progress(what: str) -> Progress:
     """Return a progress bar on a terminal, or one line every tenth elsewhere, both on stderr."""
-    shown = -1
+
+    def show(done: int, total: int) -> None:
+        percent = 100 * done // total
+        bar = "#" * (percent * 30 // 100)
+        sys.stderr.write(f"\r{what} [{bar:<30}] {percent:3d} %" + ("\n" if done == total else ""))
+        sys.stderr.flush()
+
+    return show if sys.stderr.isatty() else report_progress(what, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def report_progress(what: str, report: Callable[[str], None]) -> Progress:
+    """Return what reports one line every tenth."""
+    shown = 0
 
     def show(done: int, total: int) -> None:
         nonlocal shown
         percent = 100 * done // total
-        if sys.stderr.isatty():
-            bar = "#" * (percent * 30 // 100)
-            sys.stderr.write(f"\r{what} [{bar:<30}] {percent:3d} %" + ("\n" if done == total else ""))
-            sys.stderr.flush()
-        elif percent // 10 > shown:
+        if percent // 10 > shown:
             shown = percent // 10
-            sys.stderr.write(f"{what}: {percent} %\n")
-            sys.stderr.flush()
+            report(f"{what}: {percent} %")
 
     return show

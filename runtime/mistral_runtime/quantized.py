@@ -18,8 +18,9 @@ from mistral_runtime.errors import BadRequest, NonFiniteWeights
 from mistral_runtime.kernels.rows import BLOCK, GROUPS
 
 DEFAULT_GROUPS = {8: 128, 4: 64}
-# Of the scale that would just hold the largest weight at −8: from cutting a fifth off to leaving it whole at +7.
-_CANDIDATES = (0.80, 0.87, 0.94, 1.0, 8 / 7)
+# Of the scale that would just hold the largest weight at −8: from cutting a fifth off to leaving it whole at +7. Just
+# holding it comes first, so that it wins where the squares are too small to tell a difference.
+_CANDIDATES = (1.0, 0.80, 0.87, 0.94, 8 / 7)
 # The inverse of a smaller scale may overflow; a group of such weights is a group of zeros.
 _LEAST_SCALE = 2.0**-120
 # A block's numbers stay in the cache, and its temporaries in memory that is used again: with large ones, three quarters

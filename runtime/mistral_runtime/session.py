@@ -186,7 +186,7 @@ def load_session(
             model, step = ranks.load(), ranks.step
         else:
             transforms = [merging(adapter, dtype=compute.dtype)] if adapter and lora and not lora.apart else []
-            model = weights.load(compute, transforms=transforms, has_row_kernels=not options.compile)
+            model = weights.load(compute, transforms=transforms, has_row_kernels=not options.compile, report=report)
             if adapter and lora and lora.apart:
                 set_apart(model, adapter)
         if options.compile:
