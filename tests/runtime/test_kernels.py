@@ -11,11 +11,14 @@ import torch
 from torch import Tensor
 
 from mistral_runtime.kernels import build
-from mistral_runtime.kernels.rows import MAX_ROWS, RowKernels, row_kernels
+from mistral_runtime.kernels.rows import MAX_ROWS, RowKernels, kernels_reason, row_kernels
 from mistral_runtime.linear_rows import QuantizedLinear, RowLinear
 from mistral_runtime.quantized import dequantize, quantize
 
-pytestmark = pytest.mark.skipif(row_kernels() is None, reason="no C compiler here")
+# Kernels that were built and found wrong are no reason to skip what tells how.
+pytestmark = pytest.mark.skipif(
+    kernels_reason() in ("no C compiler", "only on Linux"), reason="nothing compiles kernels here"
+)
 
 INSTRUCTIONS = {
     "all that this processor has": (),
@@ -104,7 +107,7 @@ def test_bfloat16_takes_any_number_of_inputs(kernels: RowKernels, inputs: int) -
 @pytest.mark.parametrize("bits, group", KINDS)
 def test_a_row_does_not_depend_on_the_rows_beside_it(kernels: RowKernels, bits: int, group: int) -> None:
     """Bit for bit, also beside a row of NaN, at any place, and with any number of threads."""
-    inputs = 416 if bits == 16 else 384
+    inputs = 421 if bits == 16 else 384  # with a rest
     matrix = _matrix(kernels, bits, group, 15, inputs)
     x = _draw(MAX_ROWS, inputs)
     alone = torch.cat([matrix.multiply(row[None], wide=True) for row in x])
