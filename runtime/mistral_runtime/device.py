@@ -7,6 +7,7 @@ from the caller.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -85,6 +86,11 @@ def multiplies_bf16(device: torch.device) -> bool:
     return True
 
 
+def multiplies_float16() -> bool:
+    """Say whether the CPU multiplies float16 at full speed; else prompts take some ten times as long as in bfloat16."""
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+
+
 def choose_dtype(
     wanted: str, *, stored: torch.dtype, native_bf16: bool, device: torch.device
 ) -> tuple[torch.dtype, str]:
@@ -93,6 +99,8 @@ def choose_dtype(
     Weights stored as bfloat16 stay so where the device is good at it: no conversion, half the memory. Weights stored as
     float16 stay so on a GPU; a CPU computes them in float32, which holds all their digits (bfloat16 would not).
     """
+    if wanted == "float16" and device.type == "cpu" and not multiplies_float16():
+        return DTYPES[wanted], "as asked, but slow: this CPU does not multiply it; leave --dtype out"
     if wanted != "auto":
         return DTYPES[wanted], "as asked"
     if stored == torch.bfloat16:
@@ -140,13 +148,22 @@ class MemoryPlan:
         have = "an unknown amount" if self.available is None else _gib(self.available)
         return f"memory: {self.parts()} of {have} available on {self.device}"
 
-    def require_fit(self) -> None:
-        """Raise NotEnoughMemory unless the plan fits: better refused with numbers than killed without."""
+    def require_fit(self, savings: Mapping[str, int] | None = None) -> None:
+        """Raise NotEnoughMemory unless the plan fits: better refused with numbers than killed without.
+
+        ``savings`` says how many bytes each `--quantize` would save; the hint names those that fit then.
+        """
         if self.available is not None and self.needed > self.available:
+            smaller = {kind: self.needed - saved for kind, saved in (savings or {}).items()}
+            fitting = [
+                f"--quantize {kind} would take {_gib(size)}" for kind, size in smaller.items() if size <= self.available
+            ]
             raise NotEnoughMemory(
                 f"the model does not fit into the memory of {self.device}",
                 detail=f"expected {_gib(self.needed)} ({self.line()}), found {_gib(self.available)}",
-                hint="lower --context or --max-tokens, free some memory, or try anyway with --ignore-memory-plan",
+                hint="; ".join(
+                    [*fitting, "lower --context or --max-tokens, free some memory, or add --ignore-memory-plan"]
+                ),
             )
 
 

@@ -5,18 +5,18 @@ Owns the choice between them; each way is another module's.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 
 from mistral_runtime.config import ModelConfig
-from mistral_runtime.device import Compute
+from mistral_runtime.device import Compute, choose_compute, dtype_name
 from mistral_runtime.errors import BadRequest
 from mistral_runtime.linear_rows import use_row_kernels
-from mistral_runtime.quantize import quantize_model, show_progress
+from mistral_runtime.quantize import load_quantizing, report_progress
 from mistral_runtime.quantized_file import QuantizedCheckpoint, load_quantized, open_quantized, stored_bytes
-from mistral_runtime.recipe import Recipe
+from mistral_runtime.recipe import RECIPES, Recipe
 from mistral_runtime.snapshot import WeightFiles
 from mistral_runtime.transformer import Transformer
 from mistral_runtime.weights import Checkpoint, WeightTransform, load_model, open_checkpoint
@@ -56,8 +56,21 @@ class Weights:
             return stored_bytes(self.config, self.recipe)
         return self.config.parameter_count() * compute.dtype.itemsize
 
+    def savings(self, compute: Compute) -> dict[str, int]:
+        """Return how many bytes each `--quantize` that is smaller than these weights would save."""
+        if not isinstance(self.source, Checkpoint) or compute.device.type != "cpu":
+            return {}
+        taken = self.resident_bytes(compute)
+        saved = {kind: taken - stored_bytes(self.config, Recipe.of(kind)) for kind in RECIPES}
+        return {kind: count for kind, count in saved.items() if count > 0}
+
     def load(
-        self, compute: Compute, *, transforms: Sequence[WeightTransform] = (), has_row_kernels: bool = True
+        self,
+        compute: Compute,
+        *,
+        transforms: Sequence[WeightTransform] = (),
+        has_row_kernels: bool = True,
+        report: Callable[[str], None] = lambda _text: None,
     ) -> Transformer:
         """Build the model.
 
@@ -65,15 +78,20 @@ class Weights:
             compute: Where and in which type.
             transforms: What to change in the weights as published, in this order.
             has_row_kernels: Whether to use kernels that a compiler of steps cannot look into.
+            report: Told how far quantising is, which takes about a minute for a 7B.
 
         Raises:
             CheckpointError: The files are damaged.
         """
         if isinstance(self.source, QuantizedCheckpoint):
-            return load_quantized(self.source, self.config)
-        model = load_model(self.source, self.config, device=compute.device, dtype=compute.dtype, transforms=transforms)
-        if self.recipe is not None:
-            quantize_model(model, self.config, self.recipe, show_progress(f"quantising to {self.recipe.kind}"))
+            model = load_quantized(self.source, self.config)
+        elif self.recipe is not None:
+            progress = report_progress(f"quantising to {self.recipe.kind}", report)
+            model = load_quantizing(self.source, self.config, self.recipe, transforms=transforms, progress=progress)
+        else:
+            model = load_model(
+                self.source, self.config, device=compute.device, dtype=compute.dtype, transforms=transforms
+            )
         if has_row_kernels:
             use_row_kernels(model)
         return model
@@ -104,11 +122,23 @@ def open_weights(files: WeightFiles, config: ModelConfig, *, quantize: str | Non
     return Weights(source, config, source.recipe)
 
 
-def require_cpu(weights: Weights, compute: Compute) -> None:
-    """Raise BadRequest where quantised weights were asked for on a device that has no kernels for them."""
-    if weights.recipe is not None and (compute.device.type != "cpu" or compute.dtype != torch.bfloat16):
+def choose_for(weights: Weights, *, device: str, dtype: str, threads: int | None) -> Compute:
+    """Choose where and in which type to compute these weights.
+
+    Raises:
+        DeviceUnavailable: What was asked for is not here.
+        BadRequest: Quantised weights were asked for where there are no kernels for them.
+    """
+    compute = choose_compute(device=device, dtype=dtype, threads=threads, stored=weights.dtype)
+    if weights.recipe is None:
+        return compute
+    if dtype == "auto":
+        # Also where the processor does not multiply bfloat16: the kernels multiply integers.
+        compute = replace(compute, dtype=torch.bfloat16, dtype_reason=f"between matrices of {weights.recipe.kind}")
+    if compute.device.type != "cpu" or compute.dtype != torch.bfloat16:
         raise BadRequest(
-            f"quantised weights are not computed in {str(compute.dtype).removeprefix('torch.')} on {compute.device}",
+            f"quantised weights are not computed in {dtype_name(compute.dtype)} on {compute.device}",
             detail="expected bfloat16 on the cpu",
             hint="add --device cpu, leave --dtype out, or use the weights as published",
         )
+    return compute

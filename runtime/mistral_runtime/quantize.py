@@ -7,16 +7,15 @@ file that of `quantized_file.py` and `file_writer.py`.
 from __future__ import annotations
 
 import json
-import math
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.convert import explain_write_error, require_room
@@ -24,11 +23,19 @@ from mistral_runtime.errors import BadRequest
 from mistral_runtime.file_writer import new_file
 from mistral_runtime.machine import peak_resident_bytes
 from mistral_runtime.quantized import QuantizedWeight, dequantize, quantize
-from mistral_runtime.quantized_file import build_header, group_of, replace_matrix, stored_bytes
+from mistral_runtime.quantized_file import build_header, build_quantized, group_of, stored_bytes
 from mistral_runtime.recipe import Recipe, check_group
 from mistral_runtime.snapshot import QUANTIZED_NAME, find_weights, load_config
 from mistral_runtime.tensor_bytes import flat_bytes
-from mistral_runtime.weights import PERMUTED_NAMES, Checkpoint, open_checkpoint, release_file_pages, to_interleaved
+from mistral_runtime.transformer import Transformer
+from mistral_runtime.weights import (
+    PERMUTED_NAMES,
+    Checkpoint,
+    WeightTransform,
+    open_checkpoint,
+    release_file_pages,
+    to_interleaved,
+)
 
 Progress = Callable[[int, int], None]
 """Told how many of the model's weights are done, and of how many."""
@@ -121,32 +128,50 @@ def _tensors(
     yield torch.tensor(errors, dtype=torch.float32)
 
 
-def read_weights(checkpoint: Checkpoint, config: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """Give every tensor in Mistral's order of rows; its file pages are given back when the next one is asked for."""
+def read_weights(
+    checkpoint: Checkpoint, config: ModelConfig, transforms: Sequence[WeightTransform] = ()
+) -> Iterator[tuple[str, Tensor]]:
+    """Give every tensor in Mistral's order of rows, after `transforms`.
+
+    Its file pages are given back when the next one is asked for.
+    """
     for name in config.tensor_shapes():
-        mapped = checkpoint.read(checkpoint.tensors[name])
-        is_permuted = checkpoint.files.layout == "huggingface" and name.endswith(PERMUTED_NAMES)
-        yield name, to_interleaved(mapped, config.head_dim) if is_permuted else mapped
+        mapped = tensor = checkpoint.read(checkpoint.tensors[name])
+        if checkpoint.files.layout == "huggingface" and name.endswith(PERMUTED_NAMES):
+            tensor = to_interleaved(mapped, config.head_dim)
+        for transform in transforms:
+            tensor = transform(name, tensor)
+        yield name, tensor
         release_file_pages(mapped)
 
 
-@torch.inference_mode()
-def quantize_model(model: nn.Module, config: ModelConfig, recipe: Recipe, progress: Progress) -> None:
-    """Replace the matrices of a loaded model by quantised ones, each released before the next is read.
+def load_quantizing(
+    checkpoint: Checkpoint,
+    config: ModelConfig,
+    recipe: Recipe,
+    *,
+    transforms: Sequence[WeightTransform] = (),
+    progress: Progress,
+) -> Transformer:
+    """Build the model that the quantised file would make, one matrix at a time: no second model is ever in memory.
 
     Raises:
         BadRequest: The group size is not supported.
         NonFiniteWeights: A weight is not a number.
     """
-    done, total = 0, config.parameter_count()
-    for name, shape in config.tensor_shapes().items():
-        bits = recipe.bits_of(name, shape)
-        if bits is not None:
-            weight = model.get_parameter(name)
-            replace_matrix(model, name, quantize(weight, bits=bits, group=group_of(recipe, bits), name=name))
-            release_file_pages(weight)
-        done += math.prod(shape)
-        progress(done, total)
+
+    def tensors() -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
+        done, total = 0, config.parameter_count()
+        for name, weight in read_weights(checkpoint, config, transforms):
+            bits = recipe.bits_of(name, tuple(weight.shape))
+            if bits is None:
+                yield name, weight.to(torch.bfloat16)
+            else:
+                yield name, quantize(weight, bits=bits, group=group_of(recipe, bits), name=name)
+            done += weight.numel()
+            progress(done, total)
+
+    return build_quantized(config, tensors())
 
 
 def relative_error(weight: Tensor, quantized: QuantizedWeight) -> float:
@@ -160,18 +185,25 @@ def relative_error(weight: Tensor, quantized: QuantizedWeight) -> float:
 
 def show_progress(what: str) -> Progress:
     """Return a progress bar on a terminal, or one line every tenth elsewhere, both on stderr."""
-    shown = -1
+
+    def show(done: int, total: int) -> None:
+        percent = 100 * done // total
+        bar = "#" * (percent * 30 // 100)
+        sys.stderr.write(f"\r{what} [{bar:<30}] {percent:3d} %" + ("\n" if done == total else ""))
+        sys.stderr.flush()
+
+    return show if sys.stderr.isatty() else report_progress(what, lambda line: print(line, file=sys.stderr, flush=True))
+
+
+def report_progress(what: str, report: Callable[[str], None]) -> Progress:
+    """Return what reports one line every tenth."""
+    shown = 0
 
     def show(done: int, total: int) -> None:
         nonlocal shown
         percent = 100 * done // total
-        if sys.stderr.isatty():
-            bar = "#" * (percent * 30 // 100)
-            sys.stderr.write(f"\r{what} [{bar:<30}] {percent:3d} %" + ("\n" if done == total else ""))
-            sys.stderr.flush()
-        elif percent // 10 > shown:
+        if percent // 10 > shown:
             shown = percent // 10
-            sys.stderr.write(f"{what}: {percent} %\n")
-            sys.stderr.flush()
+            report(f"{what}: {percent} %")
 
     return show

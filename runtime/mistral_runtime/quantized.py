@@ -18,8 +18,11 @@ from mistral_runtime.errors import NonFiniteWeights
 from mistral_runtime.kernels.rows import BLOCK
 from mistral_runtime.recipe import check_group
 
-# Of the scale that would just hold the largest weight at −8: from cutting a fifth off to leaving it whole at +7.
-_CANDIDATES = (0.80, 0.87, 0.94, 1.0, 8 / 7)
+# Of the scale that would just hold the largest weight at −8: from cutting a fifth off to leaving it whole at +7. Just
+# holding it comes first, so that it wins where the squares are too small to tell a difference.
+_CANDIDATES = (1.0, 0.80, 0.87, 0.94, 8 / 7)
+# The inverse of a smaller scale may overflow; a group of such weights is a group of zeros.
+_LEAST_SCALE = 2.0**-120
 # A block's numbers stay in the cache, and its temporaries in memory that is used again: with large ones, three quarters
 # of the time went to the kernel for new pages.
 _VALUES_AT_ONCE = 1 << 19
@@ -76,7 +79,8 @@ def _quantize_rows(weight: Tensor, *, bits: int, group: int, name: str) -> tuple
         scales = _as_bf16(groups.abs().amax(-1) / 127)
         return _integers(groups, scales, -127, 127).to(torch.int8).flatten(1), scales.to(torch.bfloat16)
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
-    best, least = torch.zeros_like(largest), torch.full_like(largest, torch.inf)
+    # Where squares overflow, no candidate is better than leaving the largest as it is.
+    best, least = _as_bf16(largest / -8), torch.full_like(largest, torch.inf)
     for fraction in _CANDIDATES:
         scales = _as_bf16(largest * fraction / -8)
         error = (_integers(groups, scales, -8, 7) * scales[..., None] - groups).square().sum(-1)
@@ -85,7 +89,8 @@ def _quantize_rows(weight: Tensor, *, bits: int, group: int, name: str) -> tuple
 
 
 def _as_bf16(scales: Tensor) -> Tensor:
-    return scales.to(torch.bfloat16).float()
+    rounded = scales.to(torch.bfloat16).float()
+    return torch.where(rounded.abs() < _LEAST_SCALE, 0, rounded)
 
 
 def _integers(groups: Tensor, scales: Tensor, least: int, most: int) -> Tensor:

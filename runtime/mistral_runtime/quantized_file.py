@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from mistral_runtime.errors import MalformedCheckpoint, StaleWeights
 from mistral_runtime.kernels.rows import BLOCK
 from mistral_runtime.linear_rows import QuantizedLinear
 from mistral_runtime.quantized import QuantizedWeight
-from mistral_runtime.recipe import DEFAULT_GROUPS, RECIPES, Recipe
+from mistral_runtime.recipe import DEFAULT_GROUPS, GROUPS, RECIPES, Recipe
 from mistral_runtime.safetensors_header import HINT, load_header
 from mistral_runtime.transformer import Transformer
 
@@ -128,32 +128,39 @@ def open_quantized(path: Path, config: ModelConfig) -> QuantizedCheckpoint:
 
 def _recipe_of(path: Path, said: dict[str, str]) -> Recipe:
     kind, group = said.get("kind", ""), said.get("group", "")
-    if kind not in RECIPES or not group.isdigit() or len(group) > 4:
+    if kind not in RECIPES or group not in map(str, GROUPS):
         raise _malformed(path, "a recipe of int8 or int4", f"{kind[:20]!r} in groups of {group[:20]!r}")
     return Recipe(kind, int(group))
 
 
 def load_quantized(checkpoint: QuantizedCheckpoint, config: ModelConfig) -> Transformer:
     """Build the model on the CPU around the mapped file."""
+
+    def tensors() -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
+        for name, shape in config.tensor_shapes().items():
+            stem = name.removesuffix(".weight")
+            if checkpoint.recipe.bits_of(name, shape) is None:
+                yield name, checkpoint.read(name)
+            else:
+                values, scales = checkpoint.read(f"{stem}.values"), checkpoint.read(f"{stem}.scales")
+                yield name, QuantizedWeight(values, scales, shape[1])
+
+    return build_quantized(config, tensors())
+
+
+def build_quantized(config: ModelConfig, tensors: Iterable[tuple[str, Tensor | QuantizedWeight]]) -> Transformer:
+    """Build the model on the CPU from each tensor by its name, quantised ones in place of their Linears."""
     with torch.device("meta"):
         model = Transformer(config)
-    for name, shape in config.tensor_shapes().items():
+    for name, tensor in tensors:
         parent, leaf = _parent_of(model, name)
-        if checkpoint.recipe.bits_of(name, shape) is None:
-            setattr(parent, leaf, nn.Parameter(checkpoint.read(name), requires_grad=False))
+        if isinstance(tensor, Tensor):
+            setattr(parent, leaf, nn.Parameter(tensor, requires_grad=False))
             continue
-        stem = name.removesuffix(".weight")
-        weight = QuantizedWeight(checkpoint.read(f"{stem}.values"), checkpoint.read(f"{stem}.scales"), shape[1])
-        replace_matrix(model, name, weight)
+        assert isinstance(parent, nn.Linear)
+        holder, attribute = _parent_of(model, name.removesuffix(".weight"))
+        holder.register_module(attribute, QuantizedLinear(tensor))
     return model.requires_grad_(False).eval()
-
-
-def replace_matrix(model: nn.Module, name: str, weight: QuantizedWeight) -> None:
-    """Put a quantised matrix where the model has the Linear of the tensor `name`."""
-    linear, _ = _parent_of(model, name)
-    holder, attribute = _parent_of(model, name.removesuffix(".weight"))
-    assert isinstance(linear, nn.Linear)
-    holder.register_module(attribute, QuantizedLinear(weight))
 
 
 def _parent_of(model: nn.Module, name: str) -> tuple[nn.Module, str]:

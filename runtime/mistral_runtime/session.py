@@ -16,10 +16,10 @@ from typing import Any
 from mistral_runtime.adapter import open_adapter
 from mistral_runtime.compiled_step import BackgroundCompiledStep
 from mistral_runtime.config import ModelConfig
-from mistral_runtime.device import Compute, choose_compute, plan_memory
+from mistral_runtime.device import Compute, plan_memory
 from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, Step, check_context, eager_step
 from mistral_runtime.errors import BadRequest
-from mistral_runtime.loading import open_weights, require_cpu
+from mistral_runtime.loading import choose_for, open_weights
 from mistral_runtime.lookup import LookupMode, cache_slack
 from mistral_runtime.lora import LoraOptions, describe, merging, result_fields, set_apart
 from mistral_runtime.prompt import resolve_template
@@ -144,8 +144,13 @@ def load_session(
     clock.mark("weights_opened")
     for name in snapshot.files.passed_over:
         report(f"weights: reading {snapshot.files.paths[0].name}, not {name}, which is there as well")
-    compute = choose_compute(device=options.device, dtype=options.dtype, threads=options.threads, stored=weights.dtype)
-    require_cpu(weights, compute)
+    if options.compile and weights.recipe is not None:
+        raise BadRequest(
+            "steps of quantised weights cannot be compiled",
+            detail=f"expected weights as published with --compile, found {weights.recipe.kind}",
+            hint="leave --compile out: their kernels are compiled already",
+        )
+    compute = choose_for(weights, device=options.device, dtype=options.dtype, threads=options.threads)
     shard = Shard(snapshot.config, rank=0, ranks=options.ranks)
     if shard.ranks > 1:
         check_rank_devices(compute.device, shard.ranks)
@@ -170,7 +175,8 @@ def load_session(
         plan = replace(plan, weights=plan.weights + adapter.nbytes)
     report(plan.line())
     if not options.ignore_memory_plan:
-        plan.require_fit()
+        can_quantize = shard.ranks == 1 and not options.compile and options.dtype in ("auto", "bfloat16")
+        plan.require_fit(weights.savings(compute) if can_quantize else {})
     clock.mark("device")
     with ExitStack() as resources:
         step: Step = eager_step
@@ -180,7 +186,7 @@ def load_session(
             model, step = ranks.load(), ranks.step
         else:
             transforms = [merging(adapter, dtype=compute.dtype)] if adapter and lora and not lora.apart else []
-            model = weights.load(compute, transforms=transforms, has_row_kernels=not options.compile)
+            model = weights.load(compute, transforms=transforms, has_row_kernels=not options.compile, report=report)
             if adapter and lora and lora.apart:
                 set_apart(model, adapter)
         if options.compile:

@@ -22,6 +22,7 @@ SOURCE = Path(__file__).with_name("rows.c")
 CACHE_VARIABLE = "MISTRAL_RUNTIME_CACHE"
 _OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-ffp-contract=off", "-std=gnu11")
 _COMPILER_SECONDS = 120
+_SEAL_BYTES = hashlib.sha256().digest_size
 
 
 class BuildFailed(Exception):
@@ -31,6 +32,8 @@ class BuildFailed(Exception):
 def load_library() -> ctypes.CDLL:
     """Return the compiled library, building it at the first use on this machine (seconds).
 
+    A library in the cache that is not, byte for byte, what was compiled under its name is made anew.
+
     Raises:
         BuildFailed: No compiler, no directory of our own, or the compiler refused.
     """
@@ -38,21 +41,33 @@ def load_library() -> ctypes.CDLL:
     if compiler is None:
         raise BuildFailed("no C compiler")
     openmp = _torch_openmp()
-    directory = _cache_directory()
-    path = directory / f"rows-{_key(compiler, openmp)}.so"
-    if not path.exists():
-        _compile(compiler, openmp, path)
-    _require_ours(path)
+    key = _key(compiler, openmp)
+    path = _cache_directory() / f"rows-{key}.so"
     try:
+        if not path.exists() or not _is_sealed(path, key):
+            _compile(compiler, openmp, path, key)
+        _require_ours(path)
         return ctypes.CDLL(str(path))
     except OSError as error:
-        raise BuildFailed(f"the compiled kernels cannot be loaded: {error}") from error
+        raise BuildFailed(f"the compiled kernels cannot be kept or loaded: {error}") from error
+
+
+def _seal(library: bytes, key: str) -> bytes:
+    """Return what stands behind a library in its file, where no loader looks."""
+    return hashlib.sha256(key.encode() + library).digest()
+
+
+def _is_sealed(path: Path, key: str) -> bool:
+    """Say whether a file is what was compiled under this key: the loader would run, or crash on, anything else."""
+    data = path.read_bytes()
+    library, seal = data[:-_SEAL_BYTES], data[-_SEAL_BYTES:]
+    return seal == _seal(library, key)
 
 
 def _torch_openmp() -> Path:
     """Return the OpenMP library that torch has loaded: with a second, two teams of threads would fight for cores."""
     try:
-        maps = Path("/proc/self/maps").read_text(encoding="ascii", errors="replace")
+        maps = os.fsdecode(Path("/proc/self/maps").read_bytes())
     except OSError as error:
         raise BuildFailed("only on Linux") from error
     for line in maps.splitlines():
@@ -68,7 +83,10 @@ def _cache_directory() -> Path:
     if configured:
         directory = Path(configured)
     else:
-        directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mistral-runtime"
+        try:
+            directory = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mistral-runtime"
+        except RuntimeError as error:  # a container's user may have no home
+            raise BuildFailed(f"no directory to keep them in: {error}") from error
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -87,7 +105,7 @@ def _key(compiler: str, openmp: Path) -> str:
     digest = hashlib.sha256()
     version = _run([compiler, "--version"])
     for part in (SOURCE.read_text(), version, " ".join(_OPTIONS), str(openmp), torch.__version__, _processor()):
-        digest.update(part.encode() + b"\0")
+        digest.update(os.fsencode(part) + b"\0")
     return digest.hexdigest()[:24]
 
 
@@ -101,20 +119,25 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
-def _compile(compiler: str, openmp: Path, path: Path) -> None:
+def _compile(compiler: str, openmp: Path, path: Path, key: str) -> None:
     """Compile into a hidden directory and rename: two processes at once, or one that dies, leave no half library."""
     with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as scratch:
         made, library = Path(scratch, "rows.o"), Path(scratch, "rows.so")
         _run([compiler, *_OPTIONS, "-c", str(SOURCE), "-o", str(made)])
         # Linked by name, not with -fopenmp: that would bring the system's own OpenMP.
         _run([compiler, "-shared", str(made), str(openmp), "-lm", "-o", str(library)])
+        with library.open("r+b") as file:
+            seal = _seal(file.read(), key)
+            file.write(seal)
         library.chmod(0o700)
         library.replace(path)
 
 
 def _run(command: list[str]) -> str:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_COMPILER_SECONDS, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, errors="replace", timeout=_COMPILER_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         raise BuildFailed(f"{command[0]} failed: {error}") from error
     if done.returncode:

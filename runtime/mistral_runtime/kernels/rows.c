@@ -232,12 +232,15 @@ INLINE float largest_of(const uint16_t *x, long g) {
     return widen(largest);
 }
 
+/* Below this the inverse of a group's scale would overflow; products of such a group vanish beside any other. */
+#define LEAST 1e-30f
+
 /* Infinity and NaN make the whole group NaN, which is looked for in the logits. */
 #define ROUND_GROUPS(TYPE, TOP)                                                                                        \
     for (long b = 0; b < count; b++) {                                                                                 \
         const uint16_t *from = x + b * g;                                                                              \
         float largest = largest_of(from, g);                                                                           \
-        float inverse = largest > 0 && isfinite(largest) ? (TOP) / largest : 0;                                        \
+        float inverse = largest >= LEAST && isfinite(largest) ? (TOP) / largest : 0;                                   \
         int32_t sum = 0;                                                                                               \
         for (long l = 0; l < g; l++) {                                                                                 \
             float scaled = inverse != 0 ? widen(from[l]) * inverse : 0;                                                \

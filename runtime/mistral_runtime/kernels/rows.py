@@ -39,8 +39,7 @@ class RowKernels:
 
     def bf16(self, weight: Tensor, x: Tensor, *, wide: bool = False) -> Tensor:
         """Multiply by weights (N, K) in bfloat16, bit for bit as published."""
-        outputs, inputs = weight.shape
-        _require(weight, torch.bfloat16, (outputs, inputs))
+        outputs, inputs = _matrix(weight, torch.bfloat16)
         rows = _rows(x, inputs)
         y = _result(rows, outputs, wide)
         self._bf16(weight.data_ptr(), x.data_ptr(), y.data_ptr(), wide, outputs, inputs, rows, torch.get_num_threads())
@@ -48,23 +47,22 @@ class RowKernels:
 
     def int8(self, values: Tensor, scales: Tensor, x: Tensor, *, wide: bool = False) -> Tensor:
         """Multiply by weights that are values (N, K) int8 times scales (N, K/G) bfloat16."""
-        outputs, inputs = values.shape
-        _require(values, torch.int8, (outputs, inputs))
+        outputs, inputs = _matrix(values, torch.int8)
         return self._quantized(self._int8, values, scales, x, outputs, inputs, wide=wide)
 
     def int4(self, values: Tensor, scales: Tensor, x: Tensor, *, wide: bool = False) -> Tensor:
         """Multiply by weights of four bits, values (N, K/2) uint8 laid out as rows.c says, times scales (N, K/G)."""
-        outputs, inputs = values.shape[0], 2 * values.shape[1]
-        _require(values, torch.uint8, (outputs, inputs // 2))
+        outputs, pairs = _matrix(values, torch.uint8)
+        inputs = 2 * pairs
         return self._quantized(self._int4, values, scales, x, outputs, inputs, wide=wide)
 
     def expand(self, values: Tensor, scales: Tensor, first: int, count: int) -> Tensor:
         """Return the outputs first..first+count of quantised weights as bfloat16, (count, K)."""
         is_int4 = values.dtype == torch.uint8
-        outputs, inputs = values.shape[0], values.shape[1] * (2 if is_int4 else 1)
+        outputs, columns = _matrix(values, torch.uint8 if is_int4 else torch.int8)
+        inputs = columns * (2 if is_int4 else 1)
         if not 0 <= first <= first + count <= outputs:
             raise ValueError(f"outputs {first} to {first + count} of {outputs}")
-        _require(values, torch.uint8 if is_int4 else torch.int8, tuple(values.shape))
         group = _group(scales, outputs, inputs)
         out = torch.empty(count, inputs, dtype=torch.bfloat16)
         call = self._expand_int4 if is_int4 else self._expand_int8
@@ -141,30 +139,29 @@ def _entry(library: ctypes.CDLL, name: str, arguments: Sequence[Any]) -> Any:
     return function
 
 
-def _require(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    if (
-        tensor.dtype != dtype
-        or tuple(tensor.shape) != shape
-        or not tensor.is_contiguous()
-        or tensor.device.type != "cpu"
-    ):
-        raise ValueError(f"expected a plain {dtype} {shape} on the CPU, found {tensor.dtype} {tuple(tensor.shape)}")
+def _matrix(tensor: Tensor, dtype: torch.dtype) -> tuple[int, int]:
+    """Return the shape of a plain matrix on the CPU; ValueError for anything else: C would not notice."""
+    is_plain = tensor.layout == torch.strided and tensor.device.type == "cpu" and tensor.dtype == dtype
+    if tensor.dim() != 2 or not is_plain or not tensor.is_contiguous():
+        raise ValueError(
+            f"expected a contiguous matrix of {dtype} on the CPU, "
+            f"found {tensor.dtype} {tuple(tensor.shape)} on {tensor.device}"
+        )
+    return tensor.shape[0], tensor.shape[1]
 
 
 def _rows(x: Tensor, inputs: int) -> int:
-    rows = x.shape[0]
-    _require(x, torch.bfloat16, (rows, inputs))
-    if not 1 <= rows <= MAX_ROWS:
-        raise ValueError(f"{rows} rows, of 1 to {MAX_ROWS}")
+    rows, columns = _matrix(x, torch.bfloat16)
+    if columns != inputs or not 1 <= rows <= MAX_ROWS:
+        raise ValueError(f"expected 1 to {MAX_ROWS} rows of {inputs} inputs, found {rows} of {columns}")
     return rows
 
 
 def _group(scales: Tensor, outputs: int, inputs: int) -> int:
-    groups = scales.shape[1]
-    _require(scales, torch.bfloat16, (outputs, groups))
-    group = inputs // groups
-    if group not in GROUPS or group * groups != inputs or inputs % BLOCK:
-        raise ValueError(f"{groups} groups of {inputs} inputs")
+    rows, groups = _matrix(scales, torch.bfloat16)
+    group = inputs // groups if groups else 0
+    if rows != outputs or group not in GROUPS or group * groups != inputs or inputs % BLOCK:
+        raise ValueError(f"expected scales of {outputs} outputs in groups of {GROUPS}, found {rows} x {groups}")
     return group
 
 
