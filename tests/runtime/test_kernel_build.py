@@ -180,7 +180,7 @@ def test_without_kernels_there_is_a_reason(
     "kernel, right, wrong",
     [
         ("bf16", "sums[r * ROWS + i] += acc[r][i][l]", "sums[r * ROWS + i] -= acc[r][i][l]"),
-        ("int4", "biases[b] = -8 * sum", "biases[b] = -7 * sum"),
+        ("int4", "shifts[b] = -8.0f", "shifts[b] = -7.0f"),
     ],
 )
 def test_a_compiler_that_is_wrong_is_found_out(
