@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("rows.c")
+ATTENTION_SOURCE = Path(__file__).with_name("attention.c")
 CACHE_VARIABLE = "MISTRAL_RUNTIME_CACHE"
 _OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-ffp-contract=off", "-std=gnu11")
 _COMPILER_SECONDS = 120
@@ -28,8 +29,8 @@ class BuildFailed(Exception):
     """There is no library, and why; the caller goes on without."""
 
 
-def load_library() -> ctypes.CDLL:
-    """Return the compiled library, building it at the first use on this machine (seconds).
+def load_library(source: Path = SOURCE) -> ctypes.CDLL:
+    """Return the library compiled from one source, building it at the first use on this machine (seconds).
 
     Raises:
         BuildFailed: No compiler, no directory of our own, or the compiler refused.
@@ -39,9 +40,9 @@ def load_library() -> ctypes.CDLL:
         raise BuildFailed("no C compiler")
     openmp = _torch_openmp()
     directory = _cache_directory()
-    path = directory / f"rows-{_key(compiler, openmp)}.so"
+    path = directory / f"{source.stem}-{_key(source, compiler, openmp)}.so"
     if not path.exists():
-        _compile(compiler, openmp, path)
+        _compile(source, compiler, openmp, path)
     _require_ours(path)
     try:
         return ctypes.CDLL(str(path))
@@ -83,10 +84,10 @@ def _require_ours(path: Path) -> None:
         raise BuildFailed(f"{path} belongs to, or can be written by, others")
 
 
-def _key(compiler: str, openmp: Path) -> str:
+def _key(source: Path, compiler: str, openmp: Path) -> str:
     digest = hashlib.sha256()
     version = _run([compiler, "--version"])
-    for part in (SOURCE.read_text(), version, " ".join(_OPTIONS), str(openmp), torch.__version__, _processor()):
+    for part in (source.read_text(), version, " ".join(_OPTIONS), str(openmp), torch.__version__, _processor()):
         digest.update(part.encode() + b"\0")
     return digest.hexdigest()[:24]
 
@@ -101,11 +102,11 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
-def _compile(compiler: str, openmp: Path, path: Path) -> None:
+def _compile(source: Path, compiler: str, openmp: Path, path: Path) -> None:
     """Compile into a hidden directory and rename: two processes at once, or one that dies, leave no half library."""
     with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as scratch:
-        made, library = Path(scratch, "rows.o"), Path(scratch, "rows.so")
-        _run([compiler, *_OPTIONS, "-c", str(SOURCE), "-o", str(made)])
+        made, library = Path(scratch, "kernels.o"), Path(scratch, "kernels.so")
+        _run([compiler, *_OPTIONS, "-c", str(source), "-o", str(made)])
         # Linked by name, not with -fopenmp: that would bring the system's own OpenMP.
         _run([compiler, "-shared", str(made), str(openmp), "-lm", "-o", str(library)])
         library.chmod(0o700)
