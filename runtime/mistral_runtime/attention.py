@@ -26,8 +26,8 @@ def window_mask(queries: Tensor, keys: Tensor, window: int | None) -> Tensor:
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Attend with q (B, T, H, D) to k and v (B, K, S, D) under mask (T, S), or to everything without one.
 
-    A few positions in bfloat16 on the CPU go through a kernel of our own, which reads the cache once and gives each
-    position what it would get alone. A compiler of steps cannot look into it, and gets torch's attention.
+    On the CPU, bfloat16 goes through a kernel of our own, which gives each position what it would get
+    alone. A compiler of steps cannot look into it, and gets torch's attention.
 
     The H/K query heads that share a key head are laid out as extra query rows of that head, so that keys and
     values are read once and never expanded. Returns (B, T, H·D).

@@ -74,6 +74,16 @@ def test_each_position_gets_bit_for_bit_what_it_gets_alone(
         assert torch.equal(alone[:, 0], together[:, i])
 
 
+@pytest.mark.parametrize("window", [None, 100])
+@pytest.mark.parametrize("count", [31, 32, 33, 100])
+def test_a_chunk_of_a_prompt_gathers_what_the_definition_says(
+    kernel: AttentionKernel, count: int, window: int | None
+) -> None:
+    q, k, v = _inputs(count, 600, batch=2, dim=64)
+    mask = window_mask(torch.arange(600 - count, 600), torch.arange(600), window)
+    assert _error(kernel(q, k, v, mask), _exact(q, k, v, mask)) < 0.004
+
+
 def test_the_number_of_threads_changes_no_bit(kernel: AttentionKernel) -> None:
     q, k, v = _inputs(2, 700)
     threads = torch.get_num_threads()
@@ -142,7 +152,7 @@ def test_attention_goes_through_the_kernel_only_where_it_is_made_for_it(
     assert takes(q)
     assert not takes(q.float())
     assert not takes(q.clone().requires_grad_())
-    assert not takes(torch.empty(1, attention.MAX_POSITIONS + 1, 2, 16, dtype=torch.bfloat16))
+    assert not takes(torch.empty(1, 1, 2, 520, dtype=torch.bfloat16))
 
 
 def test_without_a_compiler_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) -> None:

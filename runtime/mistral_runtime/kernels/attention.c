@@ -1,4 +1,4 @@
-/* What a few queries gather from the keys and values of a cache: softmax(q kT / sqrt(d)) v, one pass over the cache.
+/* What queries gather from the keys and values of a cache: softmax(q kT / sqrt(d)) v, one pass over the cache.
  *
  * The H/K query heads that share a key head, of all T new positions, are rows that go over its keys together, four at a
  * time. Positions are taken in chunks of CHUNK, counted from the first slot, each with a maximum and a sum of its own; the
@@ -23,6 +23,7 @@
 
 #define CHUNK 256 /* keys and values of 128 dimensions: 128 KB, which stay in the second-level cache for all rows */
 #define ROWS 4
+#define POSITIONS 32 /* new positions at once: what the partial results of a long prompt's chunk may take is bounded */
 #define MOST_DIMENSIONS 512
 #define FLOATS_PER_LINE 16
 
@@ -204,11 +205,24 @@ typedef struct {
     float scale;
 } Problem;
 
+/* Say whether none of M rows may see any position of a chunk. */
+static int is_hidden(const Problem *p, long begin, long count, long row, int M) {
+    long groups = p->heads / p->kv_heads;
+    for (long position = row / groups; position <= (row + M - 1) / groups; position++)
+        if (memchr(p->visible + position * p->s + begin, 1, count)) return 0;
+    return 1;
+}
+
 /* M rows of one key head over one chunk: what they gather, their largest scores and the sums of their weights. */
 INLINE void chunk_of_rows(const Problem *p, long batch, long head, long begin, long row, int M, float *mixed,
                           float *largest, float *sum) {
     long groups = p->heads / p->kv_heads, count = p->s - begin < CHUNK ? p->s - begin : CHUNK, d = p->d;
     long offset = batch * p->batch_stride + head * p->head_stride + begin * d;
+    if (p->visible && is_hidden(p, begin, count, row, M)) { /* the future, or what a window has left behind */
+        memset(mixed, 0, M * d * sizeof *mixed);
+        for (int i = 0; i < M; i++) largest[i] = -INFINITY, sum[i] = 0;
+        return;
+    }
     float scores[ROWS * CHUNK];
     uint16_t weights[ROWS * CHUNK], rows[ROWS * MOST_DIMENSIONS];
     for (int i = 0; i < M; i++) { /* row = position * groups + head within the group: they lie side by side */
@@ -243,18 +257,21 @@ int attend_bf16(const uint16_t *q, const uint16_t *k, const uint16_t *v, const u
                 int threads) {
     if (d > MOST_DIMENSIONS) return 2;
     Problem p = {q, k, v, visible, t, heads, kv_heads, d, s, batch_stride, head_stride, scale};
-    long groups = heads / kv_heads, rows = t * groups, chunks = (s + CHUNK - 1) / CHUNK;
-    float *mixed = malloc((size_t)b * kv_heads * chunks * rows * (d + 2) * sizeof *mixed);
+    long groups = heads / kv_heads, most = (t < POSITIONS ? t : POSITIONS) * groups, chunks = (s + CHUNK - 1) / CHUNK;
+    float *mixed = malloc((size_t)b * kv_heads * chunks * most * (d + 2) * sizeof *mixed);
     if (!mixed) return 1;
-    float *largest = mixed + b * kv_heads * chunks * rows * d, *sum = largest + b * kv_heads * chunks * rows;
+    float *largest = mixed + b * kv_heads * chunks * most * d, *sum = largest + b * kv_heads * chunks * most;
 #pragma omp parallel num_threads(threads)
-    {
+    for (long first = 0; first < t * groups; first += most) {
+        long rows = t * groups - first < most ? t * groups - first : most;
+        /* In runs: each thread reads stretches of memory, and has as many heads' hidden chunks as the others. */
 #pragma omp for schedule(static)
         for (long task = 0; task < b * kv_heads * chunks; task++) {
             long chunk = task % chunks, head = task / chunks % kv_heads, batch = task / chunks / kv_heads;
             for (long row = 0; row < rows; row += ROWS) {
                 long at = task * rows + row;
-#define CALL(M) chunk_of_rows(&p, batch, head, chunk * CHUNK, row, M, mixed + at * d, largest + at, sum + at)
+#define CALL(M) \
+    chunk_of_rows(&p, batch, head, chunk * CHUNK, first + row, M, mixed + at * d, largest + at, sum + at)
                 switch (rows - row) {
                 case 1: CALL(1); break;
                 case 2: CALL(2); break;
@@ -267,8 +284,8 @@ int attend_bf16(const uint16_t *q, const uint16_t *k, const uint16_t *v, const u
 #pragma omp for schedule(static)
         for (long item = 0; item < b * kv_heads * rows; item++) {
             long row = item % rows, head = item / rows % kv_heads, batch = item / rows / kv_heads;
-            long at = (batch * kv_heads + head) * chunks * rows + row;
-            uint16_t *to = out + ((batch * t + row / groups) * heads + head * groups + row % groups) * d;
+            long at = (batch * kv_heads + head) * chunks * rows + row, position = (first + row) / groups;
+            uint16_t *to = out + ((batch * t + position) * heads + head * groups + (first + row) % groups) * d;
             join(mixed + at * d, largest + at, sum + at, chunks, rows, d, to);
         }
     }

@@ -13,15 +13,13 @@ from torch import Tensor
 from mistral_runtime.kernels.build import ATTENTION_SOURCE, BuildFailed, load_library
 from mistral_runtime.kernels.rows import DISABLE_VARIABLE
 
-# From here on torch's own attention is as fast, whose products are made for many rows; measured.
-MAX_POSITIONS = 16
 _MOST_DIMENSIONS = 512  # as in attention.c
 
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 
 
 class AttentionKernel:
-    """softmax(q kᵀ / √D) v for up to `MAX_POSITIONS` new positions, in bfloat16 on the CPU.
+    """softmax(q kᵀ / √D) v in bfloat16 on the CPU, for one new position or a prompt's many.
 
     B batch, T new positions, S visible ones, H query heads, K key heads, D head dimension.
     """
@@ -64,7 +62,6 @@ def takes(q: Tensor) -> bool:
     return (
         q.dtype == torch.bfloat16
         and q.device.type == "cpu"
-        and q.shape[1] <= MAX_POSITIONS
         and q.shape[3] <= _MOST_DIMENSIONS
         and not q.requires_grad
     )
