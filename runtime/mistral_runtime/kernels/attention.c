@@ -131,10 +131,15 @@ static float weigh(float *scores, const uint8_t *visible, long count, uint16_t *
     for (long j = count; j < padded; j++) scores[j] = -INFINITY;
     if (visible)
         for (long j = 0; j < count; j++) scores[j] = visible[j] ? scores[j] : -INFINITY;
-    for (long j = 0; j < count; j++) largest = scores[j] > largest ? scores[j] : largest;
+    float lanes[FLOATS_PER_LINE] = {0}, tops[FLOATS_PER_LINE]; /* in lanes, which a compiler makes registers of */
+    for (int l = 0; l < FLOATS_PER_LINE; l++) tops[l] = -INFINITY;
+    for (long j = 0; j < padded; j += FLOATS_PER_LINE)
+        for (int l = 0; l < FLOATS_PER_LINE; l++) tops[l] = scores[j + l] > tops[l] ? scores[j + l] : tops[l];
+    for (int l = 0; l < FLOATS_PER_LINE; l++) largest = tops[l] > largest ? tops[l] : largest;
     float base = largest == -INFINITY ? 0 : largest; /* a chunk that is hidden as a whole weighs nothing */
     *sum = 0;
 #ifdef HAS_BF16_PRODUCTS
+    (void)lanes;
     __m512 total = _mm512_setzero_ps();
     for (long j = 0; j < padded; j += 16) {
         __m512 weight = exp16(_mm512_sub_ps(_mm512_loadu_ps(scores + j), _mm512_set1_ps(base)));
@@ -144,7 +149,6 @@ static float weigh(float *scores, const uint8_t *visible, long count, uint16_t *
     }
     *sum = _mm512_reduce_add_ps(total);
 #else
-    float lanes[FLOATS_PER_LINE] = {0};
     for (long j = 0; j < padded; j++) {
         weights[j] = narrow(expf(scores[j] - base));
         lanes[j % FLOATS_PER_LINE] += widen(weights[j]);
