@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
 from mistral_runtime.config import ModelConfig
-from mistral_runtime.kernels.attention import attention_kernel, takes
+from mistral_runtime.kernels.attention import attention_kernel, rows_side_by_side, takes
 from mistral_runtime.kv_cache import RollingKVCache
 from mistral_runtime.rope import apply_rope
 
@@ -33,7 +33,7 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> T
     values are read once and never expanded. Returns (B, T, H·D).
     """
     if not torch.compiler.is_compiling() and takes(q) and (kernel := attention_kernel()) is not None:
-        return kernel(q.contiguous(), k, v, mask)
+        return kernel(q.contiguous(), *rows_side_by_side(k, v), mask)
     batch, count, heads, head_dim = q.shape
     kv_heads = k.shape[1]
     groups = heads // kv_heads

@@ -25,7 +25,9 @@ def kernel() -> AttentionKernel:
     return found
 
 
-def _inputs(count: int, seen: int, *, heads: int = 8, kv_heads: int = 2, dim: int = 128, batch: int = 1) -> list[Tensor]:
+def _inputs(
+    count: int, seen: int, *, heads: int = 8, kv_heads: int = 2, dim: int = 128, batch: int = 1
+) -> list[Tensor]:
     generator = torch.Generator().manual_seed(count * 1000 + seen)
     shapes = [(batch, count, heads, dim), *[(batch, kv_heads, seen, dim)] * 2]
     return [torch.randn(shape, generator=generator).bfloat16() for shape in shapes]
@@ -70,7 +72,8 @@ def test_each_position_gets_bit_for_bit_what_it_gets_alone(
     assert _error(together, _exact(q, k, v, mask)) < 0.004
     for i in range(8):
         seen = 693 + i  # a step of its own ends with its own position
-        alone = kernel(q[:, i : i + 1].contiguous(), k[:, :, :seen], v[:, :, :seen], mask[i : i + 1, :seen].contiguous())
+        own_mask = mask[i : i + 1, :seen].contiguous()
+        alone = kernel(q[:, i : i + 1].contiguous(), k[:, :, :seen], v[:, :, :seen], own_mask)
         assert torch.equal(alone[:, 0], together[:, i])
 
 
@@ -135,8 +138,15 @@ def test_what_the_kernel_would_misread_is_refused(kernel: AttentionKernel) -> No
         (q, k[:, :, :0], v[:, :, :0], None),
     ]
     for arguments in wrong:
-        with pytest.raises(ValueError, match="."):
+        with pytest.raises(ValueError, match=r"."):
             kernel(*arguments)
+
+
+@pytest.mark.parametrize("seen", [1, 40])
+def test_keys_that_do_not_come_from_a_cache_are_laid_out_first(kernel: AttentionKernel, seen: int) -> None:
+    q, k, v = _inputs(1, seen)
+    across = k.transpose(1, 2).contiguous().transpose(1, 2)  # as projections leave them
+    assert torch.equal(grouped_attention(q, across, v, None), kernel(q, k, v, None))
 
 
 def test_attention_goes_through_the_kernel_only_where_it_is_made_for_it(

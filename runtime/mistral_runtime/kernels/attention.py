@@ -35,7 +35,7 @@ class AttentionKernel:
         Each position gets bit for bit what it would get alone. Keys and values may be cut from a longer buffer.
 
         Raises:
-            ValueError: A shape, type or layout that the kernel would misread.
+            ValueError: A shape, type or layout that the kernel would misread; see `rows_side_by_side`.
             MemoryError: No room for partial sums.
         """
         batch, count, heads, head_dim = q.shape
@@ -60,11 +60,16 @@ class AttentionKernel:
 def takes(q: Tensor) -> bool:
     """Say whether the kernel is made for such queries (B, T, H, D)."""
     return (
-        q.dtype == torch.bfloat16
-        and q.device.type == "cpu"
-        and q.shape[3] <= _MOST_DIMENSIONS
-        and not q.requires_grad
+        q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.shape[3] <= _MOST_DIMENSIONS and not q.requires_grad
     )
+
+
+def rows_side_by_side(k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    """Return k and v (B, K, S, D) as the kernel reads them: a cache's slots as they are, anything else as a copy."""
+    if k.stride() == v.stride() and k.stride()[2:] == (k.shape[3], 1):
+        return k, v
+    # A clone, since what torch calls contiguous may still have any stride where a dimension is 1.
+    return k.clone(memory_format=torch.contiguous_format), v.clone(memory_format=torch.contiguous_format)
 
 
 def _require_layout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
