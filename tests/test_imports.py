@@ -89,6 +89,7 @@ OWNERS = {
             "digest",
             "engine",
             "inductor_decode",
+            "kernels.attention",
             "kernels.build",
             "kernels.rows",
             "kv_cache",

@@ -19,6 +19,7 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("rows.c")
+ATTENTION_SOURCE = Path(__file__).with_name("attention.c")
 CACHE_VARIABLE = "MISTRAL_RUNTIME_CACHE"
 _OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-ffp-contract=off", "-std=gnu11")
 _COMPILER_SECONDS = 120
@@ -29,8 +30,8 @@ class BuildFailed(Exception):
     """There is no library, and why; the caller goes on without."""
 
 
-def load_library() -> ctypes.CDLL:
-    """Return the compiled library, building it at the first use on this machine (seconds).
+def load_library(source: Path = SOURCE) -> ctypes.CDLL:
+    """Return the library compiled from one source, building it at the first use on this machine (seconds).
 
     A library in the cache that is not, byte for byte, what was compiled under its name is made anew.
 
@@ -41,11 +42,11 @@ def load_library() -> ctypes.CDLL:
     if compiler is None:
         raise BuildFailed("no C compiler")
     openmp = _torch_openmp()
-    key = _key(compiler, openmp)
-    path = _cache_directory() / f"rows-{key}.so"
+    key = _key(source, compiler, openmp)
+    path = _cache_directory() / f"{source.stem}-{key}.so"
     try:
         if not path.exists() or not _is_sealed(path, key):
-            _compile(compiler, openmp, path, key)
+            _compile(source, compiler, openmp, path, key)
         _require_ours(path)
         return ctypes.CDLL(str(path))
     except OSError as error:
@@ -101,10 +102,10 @@ def _require_ours(path: Path) -> None:
         raise BuildFailed(f"{path} belongs to, or can be written by, others")
 
 
-def _key(compiler: str, openmp: Path) -> str:
+def _key(source: Path, compiler: str, openmp: Path) -> str:
     digest = hashlib.sha256()
     version = _run([compiler, "--version"])
-    for part in (SOURCE.read_text(), version, " ".join(_OPTIONS), str(openmp), torch.__version__, _processor()):
+    for part in (source.read_text(), version, " ".join(_OPTIONS), str(openmp), torch.__version__, _processor()):
         digest.update(os.fsencode(part) + b"\0")
     return digest.hexdigest()[:24]
 
@@ -119,11 +120,11 @@ def _processor() -> str:
     return "\n".join(sorted({line for line in lines if line.startswith(wanted)}))
 
 
-def _compile(compiler: str, openmp: Path, path: Path, key: str) -> None:
+def _compile(source: Path, compiler: str, openmp: Path, path: Path, key: str) -> None:
     """Compile into a hidden directory and rename: two processes at once, or one that dies, leave no half library."""
     with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as scratch:
-        made, library = Path(scratch, "rows.o"), Path(scratch, "rows.so")
-        _run([compiler, *_OPTIONS, "-c", str(SOURCE), "-o", str(made)])
+        made, library = Path(scratch, "kernels.o"), Path(scratch, "kernels.so")
+        _run([compiler, *_OPTIONS, "-c", str(source), "-o", str(made)])
         # Linked by name, not with -fopenmp: that would bring the system's own OpenMP.
         _run([compiler, "-shared", str(made), str(openmp), "-lm", "-o", str(library)])
         with library.open("r+b") as file:

@@ -1,0 +1,298 @@
+/* What queries gather from the keys and values of a cache: softmax(q kT / sqrt(d)) v, one pass over the cache.
+ *
+ * The H/K query heads that share a key head, of all T new positions, are rows that go over its keys together, four at a
+ * time. Positions are taken in chunks of CHUNK, counted from the first slot, each with a maximum and a sum of its own; the
+ * chunks are then joined (Dao et al. 2023, "Flash-Decoding"). So threads share even one head's cache, and a
+ * row goes through the same operations in the same order however many rows and threads there are. A position that is
+ * hidden from a row adds zeros to it, so a row gets bit for bit what it would get if it were alone.
+ *
+ * Products are of bfloat16, sums and exponentials of float32. A weight of the softmax is rounded to bfloat16, and what
+ * the weights are divided by is the sum of the rounded ones: they add up to one.
+ *
+ * Shapes: q (B, T, H, D), out likewise; k and v (B, K, S, D) with rows of D side by side; visible (T, S), a byte each, or
+ * none where everything can be seen.
+ */
+#include <math.h>
+#include <stdint.h>
+#include <stdlib.h>
+#include <string.h>
+
+#ifdef __AVX512BW__
+#include <immintrin.h>
+#endif
+
+#define CHUNK 256 /* keys and values of 128 dimensions: 128 KB, which stay in the second-level cache for all rows */
+#define ROWS 4
+#define POSITIONS 32 /* new positions at once: what the partial results of a long prompt's chunk may take is bounded */
+#define MOST_DIMENSIONS 512
+#define FLOATS_PER_LINE 16
+
+#define INLINE static inline __attribute__((always_inline))
+#define EACH(index, count) _Pragma("GCC unroll 16") for (int index = 0; index < (count); index++)
+
+#if defined(__AVX512BF16__) && defined(__AVX512BW__)
+#define HAS_BF16_PRODUCTS 1
+#endif
+
+INLINE float widen(uint16_t bits) {
+    uint32_t wide = (uint32_t)bits << 16;
+    float value;
+    memcpy(&value, &wide, 4);
+    return value;
+}
+
+INLINE uint16_t narrow(float value) { /* to nearest, ties to even, as torch does */
+    uint32_t bits;
+    memcpy(&bits, &value, 4);
+    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fc0;
+    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
+}
+
+#ifdef HAS_BF16_PRODUCTS
+INLINE __m512 widen16(__m256i bits) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
+}
+
+/* Return the sums of sixteen registers, in their order. */
+INLINE __m512 sums_of_16(const __m512 *a) {
+    __m512 fours[4];
+    EACH(i, 4) {
+        __m512 left = _mm512_add_ps(_mm512_unpacklo_ps(a[4 * i], a[4 * i + 1]), _mm512_unpackhi_ps(a[4 * i], a[4 * i + 1]));
+        __m512 right =
+            _mm512_add_ps(_mm512_unpacklo_ps(a[4 * i + 2], a[4 * i + 3]), _mm512_unpackhi_ps(a[4 * i + 2], a[4 * i + 3]));
+        __m512d l = _mm512_castps_pd(left), r = _mm512_castps_pd(right);
+        fours[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(l, r)), _mm512_castpd_ps(_mm512_unpackhi_pd(l, r)));
+    }
+#define JOIN(x, y) _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd))
+    __m512 low = JOIN(fours[0], fours[1]), high = JOIN(fours[2], fours[3]);
+    return JOIN(low, high);
+#undef JOIN
+}
+
+/* Return e to the power of x <= 0, zero far below; within 2 units in the last place. NaN stays NaN. */
+INLINE __m512 exp16(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-200.0f), x); /* the second operand is what comes of NaN */
+    __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
+    __m512 f = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x); /* ln 2 in two parts */
+    f = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), f);
+    static const float terms[] = {1 / 720.0f, 1 / 120.0f, 1 / 24.0f, 1 / 6.0f, 0.5f, 1.0f, 1.0f};
+    __m512 p = _mm512_set1_ps(1 / 5040.0f);
+    for (int i = 0; i < 7; i++) p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(terms[i]));
+    return _mm512_scalef_ps(p, n);
+}
+#endif
+
+/* scores[i * CHUNK + j] = scale * q_i k_j. A few behind the last key may be written: the caller hides them.
+ * Meanwhile `next`, values of the same positions, is asked of the memory: arithmetic and waiting then overlap. */
+INLINE void score(const uint16_t *q, const uint16_t *k, const uint16_t *next, long count, long d, float scale, int M, float *scores) {
+#ifdef HAS_BF16_PRODUCTS
+    if (d % 64 == 0) {
+        for (long j = 0; j < count; j += 4) {
+            __m512 acc[16];
+            EACH(a, 16) acc[a] = _mm512_setzero_ps();
+            const uint16_t *key[4];
+            EACH(c, 4) key[c] = k + (j + c < count ? j + c : count - 1) * d;
+            for (long at = 0; at < d; at += 32) {
+                __m512bh keys[4];
+                EACH(c, 4) keys[c] = (__m512bh)_mm512_loadu_si512(key[c] + at);
+                EACH(c, 4) _mm_prefetch((const char *)(next + (j + c) * d + at), _MM_HINT_T1);
+                EACH(i, M) {
+                    __m512bh row = (__m512bh)_mm512_loadu_si512(q + i * d + at);
+                    EACH(c, 4) acc[4 * i + c] = _mm512_dpbf16_ps(acc[4 * i + c], keys[c], row);
+                }
+            }
+            __m512 sums = _mm512_mul_ps(sums_of_16(acc), _mm512_set1_ps(scale));
+            if (M > 0) _mm_storeu_ps(scores + j, _mm512_extractf32x4_ps(sums, 0));
+            if (M > 1) _mm_storeu_ps(scores + CHUNK + j, _mm512_extractf32x4_ps(sums, 1));
+            if (M > 2) _mm_storeu_ps(scores + 2 * CHUNK + j, _mm512_extractf32x4_ps(sums, 2));
+            if (M > 3) _mm_storeu_ps(scores + 3 * CHUNK + j, _mm512_extractf32x4_ps(sums, 3));
+        }
+        return;
+    }
+#endif
+    (void)next;
+    for (long j = 0; j < count; j++)
+        EACH(i, M) {
+            float lanes[FLOATS_PER_LINE] = {0}, sum = 0;
+            long at = 0;
+            for (; at + FLOATS_PER_LINE <= d; at += FLOATS_PER_LINE)
+                for (int l = 0; l < FLOATS_PER_LINE; l++)
+                    lanes[l] += widen(q[i * d + at + l]) * widen(k[j * d + at + l]);
+            for (; at < d; at++) sum += widen(q[i * d + at]) * widen(k[j * d + at]);
+            for (int l = 0; l < FLOATS_PER_LINE; l++) sum += lanes[l];
+            scores[i * CHUNK + j] = sum * scale;
+        }
+}
+
+/* Turn one row of scores into weights of bfloat16, relative to their largest, which is returned; and their sum. */
+static float weigh(float *scores, const uint8_t *visible, long count, uint16_t *weights, float *sum) {
+    float largest = -INFINITY;
+    long padded = (count + FLOATS_PER_LINE - 1) / FLOATS_PER_LINE * FLOATS_PER_LINE;
+    for (long j = count; j < padded; j++) scores[j] = -INFINITY;
+    if (visible)
+        for (long j = 0; j < count; j++) scores[j] = visible[j] ? scores[j] : -INFINITY;
+    float lanes[FLOATS_PER_LINE] = {0}, tops[FLOATS_PER_LINE]; /* in lanes, which a compiler makes registers of */
+    for (int l = 0; l < FLOATS_PER_LINE; l++) tops[l] = -INFINITY;
+    for (long j = 0; j < padded; j += FLOATS_PER_LINE)
+        for (int l = 0; l < FLOATS_PER_LINE; l++) tops[l] = scores[j + l] > tops[l] ? scores[j + l] : tops[l];
+    for (int l = 0; l < FLOATS_PER_LINE; l++) largest = tops[l] > largest ? tops[l] : largest;
+    float base = largest == -INFINITY ? 0 : largest; /* a chunk that is hidden as a whole weighs nothing */
+    *sum = 0;
+#ifdef HAS_BF16_PRODUCTS
+    (void)lanes;
+    __m512 total = _mm512_setzero_ps();
+    for (long j = 0; j < padded; j += 16) {
+        __m512 weight = exp16(_mm512_sub_ps(_mm512_loadu_ps(scores + j), _mm512_set1_ps(base)));
+        __m256i rounded = (__m256i)_mm512_cvtneps_pbh(weight);
+        _mm256_storeu_si256((__m256i *)(weights + j), rounded);
+        total = _mm512_add_ps(total, widen16(rounded));
+    }
+    *sum = _mm512_reduce_add_ps(total);
+#else
+    for (long j = 0; j < padded; j++) {
+        weights[j] = narrow(expf(scores[j] - base));
+        lanes[j % FLOATS_PER_LINE] += widen(weights[j]);
+    }
+    for (int l = 0; l < FLOATS_PER_LINE; l++) *sum += lanes[l];
+#endif
+    return largest;
+}
+
+/* mixed[i * d ..] = sum over j of weights[i * CHUNK + j] v_j. `next` is the keys behind these. */
+INLINE void mix(const uint16_t *weights, const uint16_t *v, const uint16_t *next, long count, long d, int M, float *mixed) {
+#ifdef HAS_BF16_PRODUCTS
+    if (d % 64 == 0) {
+        for (long at = 0; at < d; at += 64) {
+            __m512 acc[ROWS][4];
+            EACH(i, M) EACH(c, 4) acc[i][c] = _mm512_setzero_ps();
+            for (long j = 0; j < count; j += 2) { /* the weight behind the last is zero */
+                const uint16_t *even = v + j * d + at, *odd = j + 1 < count ? even + d : even;
+                __m512i e0 = _mm512_loadu_si512(even), e1 = _mm512_loadu_si512(even + 32);
+                __m512i o0 = _mm512_loadu_si512(odd), o1 = _mm512_loadu_si512(odd + 32);
+                EACH(c, 4) _mm_prefetch((const char *)(next + (j + c / 2) * d + at + c % 2 * 32), _MM_HINT_T1);
+                __m512bh pairs[4] = {
+                    (__m512bh)_mm512_unpacklo_epi16(e0, o0), (__m512bh)_mm512_unpackhi_epi16(e0, o0),
+                    (__m512bh)_mm512_unpacklo_epi16(e1, o1), (__m512bh)_mm512_unpackhi_epi16(e1, o1)};
+                EACH(i, M) {
+                    int32_t two;
+                    memcpy(&two, weights + i * CHUNK + j, 4);
+                    __m512bh both = (__m512bh)_mm512_set1_epi32(two);
+                    EACH(c, 4) acc[i][c] = _mm512_dpbf16_ps(acc[i][c], pairs[c], both);
+                }
+            }
+            /* Interleaving within 128 bits has left dimensions 0-3, 8-11, ... in one register, 4-7, 12-15, ... in the next. */
+            const __m512i first = _mm512_setr_epi32(0, 1, 2, 3, 16, 17, 18, 19, 4, 5, 6, 7, 20, 21, 22, 23);
+            const __m512i second = _mm512_setr_epi32(8, 9, 10, 11, 24, 25, 26, 27, 12, 13, 14, 15, 28, 29, 30, 31);
+            EACH(i, M) EACH(c, 2) {
+                float *to = mixed + i * d + at + 32 * c;
+                _mm512_storeu_ps(to, _mm512_permutex2var_ps(acc[i][2 * c], first, acc[i][2 * c + 1]));
+                _mm512_storeu_ps(to + 16, _mm512_permutex2var_ps(acc[i][2 * c], second, acc[i][2 * c + 1]));
+            }
+        }
+        return;
+    }
+#endif
+    (void)next;
+    EACH(i, M) {
+        for (long at = 0; at < d; at++) mixed[i * d + at] = 0;
+        for (long j = 0; j < count; j++) {
+            float weight = widen(weights[i * CHUNK + j]);
+            for (long at = 0; at < d; at++) mixed[i * d + at] += weight * widen(v[j * d + at]);
+        }
+    }
+}
+
+typedef struct {
+    const uint16_t *q, *k, *v;
+    const uint8_t *visible;
+    long t, heads, kv_heads, d, s, batch_stride, head_stride;
+    float scale;
+} Problem;
+
+/* Say whether none of M rows may see any position of a chunk. */
+static int is_hidden(const Problem *p, long begin, long count, long row, int M) {
+    long groups = p->heads / p->kv_heads;
+    for (long position = row / groups; position <= (row + M - 1) / groups; position++)
+        if (memchr(p->visible + position * p->s + begin, 1, count)) return 0;
+    return 1;
+}
+
+/* M rows of one key head over one chunk: what they gather, their largest scores and the sums of their weights. */
+INLINE void chunk_of_rows(const Problem *p, long batch, long head, long begin, long row, int M, float *mixed,
+                          float *largest, float *sum) {
+    long groups = p->heads / p->kv_heads, count = p->s - begin < CHUNK ? p->s - begin : CHUNK, d = p->d;
+    long offset = batch * p->batch_stride + head * p->head_stride + begin * d;
+    if (p->visible && is_hidden(p, begin, count, row, M)) { /* the future, or what a window has left behind */
+        memset(mixed, 0, M * d * sizeof *mixed);
+        for (int i = 0; i < M; i++) largest[i] = -INFINITY, sum[i] = 0;
+        return;
+    }
+    float scores[ROWS * CHUNK];
+    uint16_t weights[ROWS * CHUNK], rows[ROWS * MOST_DIMENSIONS];
+    for (int i = 0; i < M; i++) { /* row = position * groups + head within the group: they lie side by side */
+        long position = (row + i) / groups, member = (row + i) % groups;
+        memcpy(rows + i * d, p->q + ((batch * p->t + position) * p->heads + head * groups + member) * d, d * 2);
+    }
+    score(rows, p->k + offset, p->v + offset, count, d, p->scale, M, scores);
+    for (int i = 0; i < M; i++) {
+        const uint8_t *visible = p->visible ? p->visible + (row + i) / groups * p->s + begin : NULL;
+        largest[i] = weigh(scores + i * CHUNK, visible, count, weights + i * CHUNK, sum + i);
+    }
+    mix(weights, p->v + offset, p->k + offset + count * d, count, d, M, mixed);
+}
+
+/* Join one row's chunks. */
+static void join(const float *mixed, const float *largest, const float *sum, long chunks, long stride, long d,
+                 uint16_t *out) {
+    float top = -INFINITY, total = 0, values[MOST_DIMENSIONS];
+    for (long c = 0; c < chunks; c++) top = largest[c * stride] > top ? largest[c * stride] : top;
+    for (long at = 0; at < d; at++) values[at] = 0;
+    for (long c = 0; c < chunks; c++) {
+        float factor = expf(largest[c * stride] - top);
+        total += factor * sum[c * stride];
+        for (long at = 0; at < d; at++) values[at] += factor * mixed[c * stride * d + at];
+    }
+    for (long at = 0; at < d; at++) out[at] = narrow(values[at] / total);
+}
+
+/* Strides count values. Returns 1 where there is no memory, 2 where there are more dimensions than room. */
+int attend_bf16(const uint16_t *q, const uint16_t *k, const uint16_t *v, const uint8_t *visible, uint16_t *out, long b,
+                long t, long heads, long kv_heads, long d, long s, long batch_stride, long head_stride, float scale,
+                int threads) {
+    if (d > MOST_DIMENSIONS) return 2;
+    Problem p = {q, k, v, visible, t, heads, kv_heads, d, s, batch_stride, head_stride, scale};
+    long groups = heads / kv_heads, most = (t < POSITIONS ? t : POSITIONS) * groups, chunks = (s + CHUNK - 1) / CHUNK;
+    float *mixed = malloc((size_t)b * kv_heads * chunks * most * (d + 2) * sizeof *mixed);
+    if (!mixed) return 1;
+    float *largest = mixed + b * kv_heads * chunks * most * d, *sum = largest + b * kv_heads * chunks * most;
+#pragma omp parallel num_threads(threads)
+    for (long first = 0; first < t * groups; first += most) {
+        long rows = t * groups - first < most ? t * groups - first : most;
+        /* In runs: each thread reads stretches of memory, and has as many heads' hidden chunks as the others. */
+#pragma omp for schedule(static)
+        for (long task = 0; task < b * kv_heads * chunks; task++) {
+            long chunk = task % chunks, head = task / chunks % kv_heads, batch = task / chunks / kv_heads;
+            for (long row = 0; row < rows; row += ROWS) {
+                long at = task * rows + row;
+#define CALL(M) \
+    chunk_of_rows(&p, batch, head, chunk * CHUNK, first + row, M, mixed + at * d, largest + at, sum + at)
+                switch (rows - row) {
+                case 1: CALL(1); break;
+                case 2: CALL(2); break;
+                case 3: CALL(3); break;
+                default: CALL(4);
+                }
+#undef CALL
+            }
+        }
+#pragma omp for schedule(static)
+        for (long item = 0; item < b * kv_heads * rows; item++) {
+            long row = item % rows, head = item / rows % kv_heads, batch = item / rows / kv_heads;
+            long at = (batch * kv_heads + head) * chunks * rows + row, position = (first + row) / groups;
+            uint16_t *to = out + ((batch * t + position) * heads + head * groups + (first + row) % groups) * d;
+            join(mixed + at * d, largest + at, sum + at, chunks, rows, d, to);
+        }
+    }
+    free(mixed);
+    return 0;
+}
