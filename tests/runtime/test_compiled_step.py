@@ -109,8 +109,9 @@ def test_steps_of_both_kinds_can_follow_each_other(model: Transformer) -> None:
     by_tensors = decode_with(block_step)
     turns = iter(range(1000))
 
-    def mixed(model: Transformer, ids: Sequence[int], cache: RollingKVCache) -> Tensor:
-        return (by_tensors if len(ids) == 1 and next(turns) % 3 else eager_step)(model, ids, cache)
+    def mixed(model: Transformer, ids: Sequence[int], cache: RollingKVCache, *, last_only: bool = True) -> Tensor:
+        one = by_tensors if len(ids) == 1 and next(turns) % 3 else eager_step
+        return one(model, ids, cache, last_only=last_only)
 
     expected = list(Engine(model).generate(Request(PROMPT, 30)))
     assert list(Engine(model, step=mixed).generate(Request(PROMPT, 30))) == expected
@@ -252,11 +253,11 @@ def test_inductor_compiles_once_for_every_position_and_answers_the_same(
     step = compile_decode(model)
     assert check_step(model, step) is None
 
-    def decode(model: Transformer, ids: Sequence[int], cache: RollingKVCache) -> Tensor:
+    def decode(model: Transformer, ids: Sequence[int], cache: RollingKVCache, *, last_only: bool = True) -> Tensor:
         if len(ids) > 1:
-            return eager_step(model, ids, cache)
+            return eager_step(model, ids, cache, last_only=last_only)
         with torch.compiler.set_stance("fail_on_recompile"):
-            return step(model, ids, cache)
+            return step(model, ids, cache, last_only=last_only)
 
     for length in (3, 50):
         expected = list(Engine(model).generate(Request(PROMPT, length)))

@@ -74,7 +74,7 @@ def test_a_library_that_is_not_what_was_compiled_is_made_anew(
 ) -> None:
     cache.mkdir(mode=0o700)
     compiler = build.shutil.which("cc")
-    path = cache / f"rows-{build._key(compiler, build._torch_openmp())}.so"
+    path = cache / f"rows-{build._key(build.SOURCE, compiler, build._torch_openmp())}.so"
     if damage == "another key's":
         # Compiled and sealed in good order, from a source that computes something else.
         source = cache.parent / "rows.c"
@@ -86,7 +86,7 @@ def test_a_library_that_is_not_what_was_compiled_is_made_anew(
         assert other != path
         other.rename(path)
     else:
-        build._compile(compiler, build._torch_openmp(), path, path.stem.removeprefix("rows-"))
+        build._compile(build.SOURCE, compiler, build._torch_openmp(), path, path.stem.removeprefix("rows-"))
         whole = path.read_bytes()
         flipped = bytearray(whole)
         flipped[len(whole) // 2] ^= 1

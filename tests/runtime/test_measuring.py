@@ -247,12 +247,11 @@ def test_bench_decodes_as_many_tokens_as_it_counts(snapshot: Path, monkeypatch: 
     steps: list[int] = []
     real = mistral_runtime.engine.eager_step
 
-    def counted(model: Any, ids: list[int], cache: Any) -> Tensor:
+    def counted(model: Any, ids: list[int], cache: Any, *, last_only: bool = True) -> Tensor:
         steps.append(len(ids))
-        return real(model, ids, cache)
+        return real(model, ids, cache, last_only=last_only)
 
-    defaults = {"context": None, "prefill_chunk": 512, "step": counted}
-    monkeypatch.setattr(mistral_runtime.engine.Engine.__init__, "__kwdefaults__", defaults)
+    monkeypatch.setattr("mistral_runtime.session.eager_step", counted)
     assert main(["bench", str(snapshot), *BENCH, "--quiet"]) == 0
     assert steps == [20, 1, 1, 1, 1] * 3
 

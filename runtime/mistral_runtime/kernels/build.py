@@ -30,14 +30,15 @@ class BuildFailed(Exception):
     """There is no library, and why; the caller goes on without."""
 
 
-def load_library(source: Path = SOURCE) -> ctypes.CDLL:
-    """Return the library compiled from one source, building it at the first use on this machine (seconds).
+def load_library(source: Path | None = None) -> ctypes.CDLL:
+    """Return the library of one source, by default `SOURCE`, compiled at the first use on this machine (seconds).
 
     A library in the cache that is not, byte for byte, what was compiled under its name is made anew.
 
     Raises:
         BuildFailed: No compiler, no directory of our own, or the compiler refused.
     """
+    source = source or SOURCE
     compiler = shutil.which(os.environ.get("CC", "cc")) or shutil.which("gcc") or shutil.which("clang")
     if compiler is None:
         raise BuildFailed("no C compiler")

@@ -15,7 +15,7 @@ from mistral_runtime.kernels.build import BuildFailed, load_library
 from mistral_runtime.recipe import GROUPS
 
 # From here on oneDNN's product of many rows is faster, though it may have to be given expanded weights: measured on
-# Zen 4, the shapes of a 7B, 16 to 32 rows. At 24 the kernels need 0.74 to 0.99 of its time; at 32 some lose.
+# Zen 4, three shapes of a 7B, 16 to 32 rows. At 24 the kernels need 0.74 to 0.99 of its time; at 32 some lose.
 MAX_ROWS = 24
 BLOCK = 128  # inputs that four-bit weights are laid out by
 DISABLE_VARIABLE = "MISTRAL_RUNTIME_KERNELS"
