@@ -356,7 +356,8 @@ class Schedule:
     def _seconds_left(self, run: Run, now_seconds: float) -> float:
         grid = self.jobs[run.job].grid
         whole = Span(grid.span(run.next).start, grid.span(run.end - 1).end).length if run.next < run.end else 0
-        begun = run.received_bytes % grid.piece_length
+        # A run that went silent with all of a piece received brought a wrong one: nothing of it is begun.
+        begun = 0 if self._is_silent(run, now_seconds) else run.received_bytes % grid.piece_length
         return max(whole - begun, 0) / max(self._rate_now(run, now_seconds), 1.0)
 
 
