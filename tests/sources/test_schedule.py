@@ -268,6 +268,15 @@ def test_a_run_that_has_stalled_does_not_live_on_its_past() -> None:
     assert take(schedule, B, NOW + 1 + rules.SILENT_SECONDS).is_race
 
 
+def test_a_last_short_piece_that_came_whole_and_wrong_is_taken_over() -> None:
+    """A liar's peer sends all of it, the piece fails, and nobody else would ever be asked for the rest of nothing."""
+    short = PieceGrid(PIECE // 2, PIECE)
+    schedule = Schedule([(short, [0], (A, B))], {A: 5.0 * MIB, B: 5.0 * MIB}.get)
+    take(schedule, A).received(PIECE // 2, NOW + 1)
+    assert schedule.take(B, NOW + 2) is None
+    assert take(schedule, B, NOW + 1 + rules.SILENT_SECONDS).is_race
+
+
 def test_a_run_that_trickles_is_known_by_its_last_seconds() -> None:
     run = Run(0, A, 0, 8, NOW)
     run.received(100 * MIB, NOW + 1)
