@@ -8,7 +8,6 @@ size of the model.
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import time
@@ -20,6 +19,7 @@ from mistral_runtime.errors import BadRequest, DiskFull, WriteFailed
 from mistral_runtime.file_writer import new_file
 from mistral_runtime.machine import peak_resident_bytes
 from mistral_runtime.mapped_file import find_mappings, offset_of
+from mistral_runtime.safetensors_header import encode_header
 from mistral_runtime.snapshot import find_weights, load_config
 from mistral_runtime.tensor_bytes import flat_bytes, stream_bytes
 from mistral_runtime.weights import Checkpoint, dtype_label, open_checkpoint
@@ -27,8 +27,6 @@ from mistral_runtime.weights import Checkpoint, dtype_label, open_checkpoint
 # Names everything that decides the result's bytes; another number where they change.
 RECIPE = "safetensors-1"
 OUTPUT_NAME = "consolidated.safetensors"
-# Data that begins on a page can be mapped, and read past the page cache, as it lies.
-DATA_ALIGNMENT = 4096
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
@@ -115,9 +113,7 @@ def build_header(checkpoint: Checkpoint) -> bytes:
             "data_offsets": [position, end],
         }
         position = end
-    encoded = json.dumps(fields, separators=(",", ":")).encode()
-    encoded += b" " * (-(8 + len(encoded)) % DATA_ALIGNMENT)
-    return len(encoded).to_bytes(8, "little") + encoded
+    return encode_header(fields)
 
 
 def require_room(out: Path, size: int, reserve_bytes: int) -> None:

@@ -113,19 +113,29 @@ def _tensors(
     checkpoint: Checkpoint, config: ModelConfig, recipe: Recipe, errors: list[float], progress: Progress
 ) -> Iterator[Tensor]:
     """Give the file's tensors in order; the errors of the matrices come last."""
+    for _, weight, made in _quantize_each(read_weights(checkpoint, config), config, recipe, progress):
+        if isinstance(made, QuantizedWeight):
+            errors.append(relative_error(weight, made))
+            yield made.values
+            yield made.scales
+        else:
+            yield made
+    yield torch.tensor(errors, dtype=torch.float32)
+
+
+def _quantize_each(
+    weights: Iterator[tuple[str, Tensor]], config: ModelConfig, recipe: Recipe, progress: Progress
+) -> Iterator[tuple[str, Tensor, Tensor | QuantizedWeight]]:
+    """Give every tensor's name, its published value, and what the recipe makes of it."""
     done, total = 0, config.parameter_count()
-    for name, weight in read_weights(checkpoint, config):
+    for name, weight in weights:
         bits = recipe.bits_of(name, tuple(weight.shape))
         if bits is None:
-            yield weight.to(torch.bfloat16)
+            yield name, weight, weight.to(torch.bfloat16)
         else:
-            quantized = quantize(weight, bits=bits, group=group_of(recipe, bits), name=name)
-            errors.append(relative_error(weight, quantized))
-            yield quantized.values
-            yield quantized.scales
+            yield name, weight, quantize(weight, bits=bits, group=group_of(recipe, bits), name=name)
         done += weight.numel()
         progress(done, total)
-    yield torch.tensor(errors, dtype=torch.float32)
 
 
 def read_weights(
@@ -159,19 +169,9 @@ def load_quantizing(
         BadRequest: The group size is not supported.
         NonFiniteWeights: A weight is not a number.
     """
-
-    def tensors() -> Iterator[tuple[str, Tensor | QuantizedWeight]]:
-        done, total = 0, config.parameter_count()
-        for name, weight in read_weights(checkpoint, config, transforms):
-            bits = recipe.bits_of(name, tuple(weight.shape))
-            if bits is None:
-                yield name, weight.to(torch.bfloat16)
-            else:
-                yield name, quantize(weight, bits=bits, group=group_of(recipe, bits), name=name)
-            done += weight.numel()
-            progress(done, total)
-
-    return build_quantized(config, tensors())
+    weights = read_weights(checkpoint, config, transforms)
+    each = _quantize_each(weights, config, recipe, progress)
+    return build_quantized(config, ((name, made) for name, _, made in each))
 
 
 def relative_error(weight: Tensor, quantized: QuantizedWeight) -> float:

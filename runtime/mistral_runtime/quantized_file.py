@@ -7,7 +7,6 @@ one's is refused, not converted, since it can be made anew from the weights as p
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -24,11 +23,10 @@ from mistral_runtime.kernels.rows import BLOCK
 from mistral_runtime.linear_rows import QuantizedLinear
 from mistral_runtime.quantized import QuantizedWeight
 from mistral_runtime.recipe import DEFAULT_GROUPS, GROUPS, RECIPES, Recipe
-from mistral_runtime.safetensors_header import HINT, load_header
+from mistral_runtime.safetensors_header import BYTES_PER_VALUE, HINT, encode_header, load_header
 from mistral_runtime.transformer import Transformer
 
 _AGAIN = "quantise the published weights again"
-DATA_ALIGNMENT = 4096
 ERRORS_NAME = "quality.relative_error"
 
 
@@ -57,13 +55,11 @@ def group_of(recipe: Recipe, bits: int) -> int:
 
 def stored_bytes(config: ModelConfig, recipe: Recipe) -> int:
     """Return the size of all tensors of the file."""
-    width = {"BF16": 2, "I8": 1, "U8": 1, "F32": 4}
-    return sum(width[dtype] * math.prod(shape) for dtype, shape in stored_tensors(config, recipe).values())
+    return sum(BYTES_PER_VALUE[dtype] * math.prod(shape) for dtype, shape in stored_tensors(config, recipe).values())
 
 
 def build_header(config: ModelConfig, recipe: Recipe, *, source: str) -> bytes:
     """Return everything before the data. ``source`` is what the file says of the weights it was made from."""
-    width = {"BF16": 2, "I8": 1, "U8": 1, "F32": 4}
     fields: dict[str, object] = {
         "__metadata__": {
             "format": "pt", "recipe": recipe.name, "kind": recipe.kind, "group": str(recipe.group), "key": recipe.key,
@@ -72,12 +68,10 @@ def build_header(config: ModelConfig, recipe: Recipe, *, source: str) -> bytes:
     }  # fmt: skip
     position = 0
     for name, (dtype, shape) in stored_tensors(config, recipe).items():
-        end = position + width[dtype] * math.prod(shape)
+        end = position + BYTES_PER_VALUE[dtype] * math.prod(shape)
         fields[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [position, end]}
         position = end
-    encoded = json.dumps(fields, separators=(",", ":")).encode()
-    encoded += b" " * (-(8 + len(encoded)) % DATA_ALIGNMENT)
-    return len(encoded).to_bytes(8, "little") + encoded
+    return encode_header(fields)
 
 
 @dataclass(frozen=True)

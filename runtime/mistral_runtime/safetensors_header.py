@@ -10,6 +10,7 @@ range, overlapping or leaving bytes unaccounted for, a size that is not shape ti
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ from mistral_runtime.errors import MalformedCheckpoint
 from mistral_runtime.strict_json import parse_object, require_regular_file
 
 MAX_HEADER_BYTES = 100_000_000  # the cap of the reference implementation; Mistral 7B's header is 33 KB
+# Data that begins on a page can be mapped, and read past the page cache, as it lies.
+DATA_ALIGNMENT = 4096
 MAX_TENSORS = 100_000
 MAX_DIMENSIONS = 8
 HINT = "the file is damaged or hostile; verify the snapshot, or fetch it again"
@@ -61,6 +64,13 @@ def load_header(path: Path) -> dict[str, TensorEntry]:
         return parse_header(header, data_bytes=size - 8 - length)
     except ValueError as error:
         raise _malformed(path, "a header that accounts for every byte of the file", str(error)) from error
+
+
+def encode_header(fields: dict[str, Any]) -> bytes:
+    """Return everything before a file's data: the length, the JSON, and spaces up to the alignment."""
+    encoded = json.dumps(fields, separators=(",", ":")).encode()
+    encoded += b" " * (-(8 + len(encoded)) % DATA_ALIGNMENT)
+    return len(encoded).to_bytes(8, "little") + encoded
 
 
 def parse_header(header: bytes, *, data_bytes: int) -> dict[str, TensorEntry]:

@@ -26,7 +26,7 @@ from mistral_runtime import convert as convert_module
 from mistral_runtime import file_writer, tensor_bytes
 from mistral_runtime.__main__ import main
 from mistral_runtime.config import ModelConfig
-from mistral_runtime.convert import DATA_ALIGNMENT, OUTPUT_NAME, RECIPE, convert
+from mistral_runtime.convert import OUTPUT_NAME, RECIPE, convert
 from mistral_runtime.errors import (
     BadRequest,
     CheckpointError,
@@ -36,6 +36,7 @@ from mistral_runtime.errors import (
     UnsupportedModel,
     WriteFailed,
 )
+from mistral_runtime.safetensors_header import DATA_ALIGNMENT
 from mistral_runtime.snapshot import find_weights, load_config
 from mistral_runtime.tensor_bytes import stream_bytes
 from mistral_runtime.weights import load_model, open_checkpoint
