@@ -229,8 +229,11 @@ def test_a_weight_that_is_no_number_is_named(tmp_path: Path, write_snapshot: Wri
 
 
 def test_memory_does_not_grow_with_the_model(tmp_path: Path, write_snapshot: WriteSnapshot) -> None:
-    """A model of 155 MB is written within 100 MB of what a tiny one takes; its largest matrix has 17 MB."""
-    large = {"dim": 1024, "hidden_dim": 8192, "n_layers": 3, "vocab_size": 300}
+    """A model of 307 MB takes less than half its size more than a tiny one; its largest matrix has 17 MB.
+
+    Measured: 78 to 111 MB more, at 154 MB and at 307 MB. It differs with what malloc keeps.
+    """
+    large = {"dim": 1024, "hidden_dim": 8192, "n_layers": 6, "vocab_size": 300}
     write_snapshot(tmp_path / "small")
     write_snapshot(tmp_path / "large", dtype=torch.bfloat16, **large)
     (tmp_path / "out").mkdir()
@@ -249,8 +252,9 @@ print(peaks[1] - peaks[0])
     done = subprocess.run(
         [sys.executable, "-c", program, str(tmp_path)], env=ENVIRONMENT, capture_output=True, text=True, check=True
     )
-    assert (tmp_path / "large" / "consolidated.00.pth").stat().st_size > 150e6
-    assert int(done.stdout) < 100e6
+    published = (tmp_path / "large" / "consolidated.00.pth").stat().st_size
+    assert published > 300e6
+    assert int(done.stdout) < published / 2
 
 
 # --- the model --------------------------------------------------------------------------------------------------------
