@@ -24,7 +24,7 @@ import torch
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.engine import Engine, Request
 from mistral_runtime.lookup import LookupMode
-from mistral_runtime.sampling import SamplingParams
+from mistral_runtime.sampling_params import SamplingParams
 from mistral_runtime.snapshot import find_weights, load_config
 from mistral_runtime.tokenizer import Tokenizer
 from mistral_runtime.transformer import Transformer

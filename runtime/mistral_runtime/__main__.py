@@ -20,7 +20,7 @@ from mistral_runtime.terminal import decode_argument, read_prompt, silence, writ
 
 if TYPE_CHECKING:
     from mistral_runtime.lora import LoraOptions
-    from mistral_runtime.sampling import SamplingParams
+    from mistral_runtime.sampling_params import SamplingParams
     from mistral_runtime.session import ComputeOptions
 
 _DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "mistral_common", "numpy"}
@@ -167,7 +167,7 @@ def _require_positive(args: argparse.Namespace) -> None:
 
 
 def _sampling(args: argparse.Namespace) -> SamplingParams:
-    from mistral_runtime.sampling import SamplingParams
+    from mistral_runtime.sampling_params import SamplingParams
 
     return SamplingParams(
         temperature=args.temperature,

@@ -15,7 +15,7 @@ from mistral_runtime.config import ModelConfig
 from mistral_runtime.engine import Request, check_context
 from mistral_runtime.errors import BadRequest
 from mistral_runtime.prompt import Message, require_template
-from mistral_runtime.sampling import SamplingParams
+from mistral_runtime.sampling_params import SamplingParams
 from mistral_runtime.scoring import all_logits, require_ids
 from mistral_runtime.session import (
     DEFAULT_CHAT_CONTEXT,

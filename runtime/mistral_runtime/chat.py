@@ -15,7 +15,7 @@ from mistral_runtime.engine import Request
 from mistral_runtime.errors import Interrupted, RequestError
 from mistral_runtime.interrupts import Interrupts
 from mistral_runtime.prompt import ChatTemplate, Message, require_template
-from mistral_runtime.sampling import SamplingParams
+from mistral_runtime.sampling_params import SamplingParams
 from mistral_runtime.session import (
     DEFAULT_CHAT_CONTEXT,
     ComputeOptions,

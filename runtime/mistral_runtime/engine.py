@@ -18,7 +18,8 @@ from mistral_runtime.config import ModelConfig
 from mistral_runtime.errors import BadRequest, EmptyPrompt, PromptTooLong
 from mistral_runtime.kv_cache import RollingKVCache
 from mistral_runtime.lookup import DraftPace, LookupMode, PromptLookup, cache_slack
-from mistral_runtime.sampling import SamplingParams, new_generator, next_token
+from mistral_runtime.sampling import new_generator, next_token
+from mistral_runtime.sampling_params import SamplingParams
 from mistral_runtime.transformer import Transformer
 
 # Positions per prefill step. Large enough to be bound by arithmetic, small enough that a cancelled prompt stops soon

@@ -17,7 +17,7 @@ from mistral_runtime.errors import BadRequest, Interrupted
 from mistral_runtime.interrupts import Interrupts
 from mistral_runtime.machine import peak_resident_bytes
 from mistral_runtime.prompt import ChatTemplate, Message
-from mistral_runtime.sampling import SamplingParams
+from mistral_runtime.sampling_params import SamplingParams
 from mistral_runtime.session import (
     Answer,
     ComputeOptions,

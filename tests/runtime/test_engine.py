@@ -14,7 +14,7 @@ from torch import Tensor
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.engine import Engine, Request, check_context
 from mistral_runtime.errors import BadRequest, EmptyPrompt, PromptTooLong
-from mistral_runtime.sampling import SamplingParams
+from mistral_runtime.sampling_params import SamplingParams
 from mistral_runtime.session import answer_tokens
 from mistral_runtime.snapshot import find_weights, load_config
 from mistral_runtime.transformer import Transformer

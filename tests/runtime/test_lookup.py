@@ -16,7 +16,7 @@ from mistral_runtime.errors import NonFiniteLogits
 from mistral_runtime.kv_cache import RollingKVCache
 from mistral_runtime.lookup import MAX_DRAFT, DraftPace, PromptLookup
 from mistral_runtime.reference import reference_generate
-from mistral_runtime.sampling import SamplingParams
+from mistral_runtime.sampling_params import SamplingParams
 from mistral_runtime.snapshot import find_weights, load_config
 from mistral_runtime.transformer import Transformer
 from mistral_runtime.weights import load_model, open_checkpoint

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from mistral_runtime.errors import BadSampling, NonFiniteLogits
 from mistral_runtime.sampling import (
-    SamplingParams,
     keep_min_p,
     keep_top_k,
     keep_top_p,
@@ -21,6 +20,7 @@ from mistral_runtime.sampling import (
     penalize,
     token_probabilities,
 )
+from mistral_runtime.sampling_params import SamplingParams
 
 PROBABILITIES = [0.5, 0.25, 0.15, 0.07, 0.03]
 LOGITS = torch.tensor(PROBABILITIES).log()
