@@ -132,7 +132,7 @@ def dequantize(weight: QuantizedWeight, first: int = 0, count: int | None = None
     The last tile is given whole: the caller cuts off what lies beyond the outputs.
     """
     values, scales = weight.values[first:][:count], weight.scales[first:][:count]
-    # (T, K/8, 16, 8) or (T, K/4, 16, 4)
+    # Shaped (T, K/8, 16, 8) for four bits, (T, K/4, 16, 4) for eight.
     integers = torch.cat((values & 15, values >> 4), dim=-1) if weight.bits == 4 else values
     rows = (
         (integers.float() - (1 << (weight.bits - 1)))

@@ -13,7 +13,6 @@
 #define LANES 16
 #define TILES 4 /* with MOST_ROWS: 24 sums, 4 weights, an activation and a mask are what 32 registers hold */
 #define MOST_ROWS 6
-#define MOST_WIDE_ROWS 4 /* of 16-bit activations: fewer bytes of weights go through a register, and 6 + 2 is worse than 4 + 4 */
 typedef __m512i ints;
 typedef __m512 floats;
 
@@ -30,7 +29,7 @@ INLINE floats add_scaled(floats sum, ints left, floats right) {
 }
 
 #ifdef __AVX512VNNI__
-#define HAS_FOURS 1
+#define HAS_FAST_PRODUCTS 1
 /* Not the intrinsics: around those gcc 12 moves half of the sums to memory and back (three times the instructions). */
 INLINE ints add_pairs(ints sum, ints left, ints right) {
     __asm__("vpdpwssd %2, %1, %0" : "+v"(sum) : "v"(left), "v"(right));
@@ -57,7 +56,6 @@ INLINE ints add_fours(ints sum, ints left, ints right) {
 #define LANES 8
 #define TILES 1
 #define MOST_ROWS 4
-#define MOST_WIDE_ROWS 4
 typedef __m256i ints;
 typedef __m256 floats;
 
@@ -89,7 +87,6 @@ INLINE ints add_fours(ints sum, ints left, ints right) {
 #define LANES 4
 #define TILES 1
 #define MOST_ROWS 2
-#define MOST_WIDE_ROWS 2
 typedef int32_t ints __attribute__((vector_size(16)));
 typedef uint32_t unsigned_ints __attribute__((vector_size(16)));
 typedef uint16_t unsigned_pairs __attribute__((vector_size(16)));

@@ -7,12 +7,13 @@
  *   4 bits  a line holds 8 inputs; byte j of output o is q + 8 of input j in its low half and of input 4 + j in its high half.
  *   scales  bfloat16, by tile, group and output.
  *
- * Activations are integers of 16 or 8 bits with a scale per group (activations.h), so the sums of a group are exact. A row
- * of x goes through the same operations in the same order however many rows there are: what a sequence gets does not
- * depend on what is computed beside it.
+ * Weights of 8 bits meet activations of 16, weights of 4 bits activations of 8, rounded with a scale per group of weights
+ * (activations.h): 16 times finer than, or as finely as, the weights beside them need. The sums of a group are exact. A row of
+ * x goes through the same operations in the same order however many rows there are: what a sequence gets does not depend
+ * on what is computed beside it, nor on whether it came in a prompt or one by one.
  *
  * Shapes: n outputs, k inputs, m rows of x. The caller has checked them: groups of weights are 64 or 128 and divide k, a
- * multiple of 128; groups of activations divide those. The last tile is whole; what it has beyond n is not looked at.
+ * multiple of 128. The last tile is whole; what it has beyond n is not looked at.
  */
 #include <stddef.h>
 
@@ -33,52 +34,40 @@ typedef struct {
 INLINE size_t values_of_tile(const Weights *w) { return (size_t)OUTPUTS * w->k * w->bits / 8; }
 INLINE size_t scales_of_tile(const Weights *w) { return (size_t)OUTPUTS * (w->k / w->group); }
 
-/* Return one half of a line as unsigned bytes (4 bits) or pairs (16-bit activations), or the whole line as bytes. */
-INLINE ints part_of_line(const uint8_t *at, int half, int weight_bits, int x_bits) {
+/* Return one half of a line: of 4 bits as bytes, of 8 bits (the even or the odd bytes) as pairs. */
+INLINE ints half_of_line(const uint8_t *at, int half, int bits) {
     ints line = load_ints(at);
-    if (weight_bits == 8 && x_bits == 8) return line;
-    if (half == 1) line = pairs_down(line, weight_bits == 4 ? 4 : 8);
-    if (weight_bits == 8 && half == 1) return line;
-    return both(line, all_ints(weight_bits == 4 ? 0x0f0f0f0f : 0x00ff00ff));
-}
-
-INLINE ints four_bytes(const void *at) {
-    int32_t bytes;
-    memcpy(&bytes, at, 4);
-    return all_ints(bytes);
+    if (half == 1) line = pairs_down(line, bits);
+    return both(line, all_ints(bits == 4 ? 0x0f0f0f0f : 0x00ff00ff));
 }
 
 /* Multiply T tiles by a block of M rows; the sum for row i and output o of tile t is sums[(i T + t) 16 + o]. */
-INLINE void multiply(const Weights *w, long tile, const Activations *x, int start, int T, int M, int weight_bits,
-                     int x_bits, float *sums) {
-    const int registers = T * PARTS, halves = weight_bits == 4 || x_bits == 16 ? 2 : 1;
-    const long inputs = weight_bits == 4 ? 8 : 4, groups = x->k / x->group, per_scale = w->group / x->group;
+INLINE void multiply(const Weights *w, long tile, const Activations *x, int start, int T, int M, int bits, float *sums) {
+    const int registers = T * PARTS;
+    const long groups = w->k / w->group, lines = w->group * bits / 32;
     const size_t next_values = values_of_tile(w), next_scales = scales_of_tile(w);
     const uint8_t *line = w->values + tile * next_values;
     const uint16_t *scales = w->scales + tile * next_scales;
-    const uint8_t *integers = (const uint8_t *)x->integers + (size_t)start * x->k * x_bits / 8;
-    const float *x_scales = x->scales + (size_t)start * groups;
-    const int32_t *shifts = x->shifts + (size_t)start * groups;
+    const int32_t *words = words_of(x, start), *shifts = x->shifts + start * groups;
+    const float *x_scales = x->scales + start * groups;
 
     for (int j = 0; j < M * T * OUTPUTS; j++) sums[j] = 0;
     for (long b = 0; b < groups; b++) {
         ints acc[TILES * PARTS][MOST_ROWS];
         EACH(i, M) EACH(r, registers) acc[r][i] = all_ints(shifts[i]);
-        for (long l = 0; l < x->group / inputs; l++) {
+        for (long l = 0; l < lines; l++) {
             EACH(t, T) __builtin_prefetch(line + t * next_values + AHEAD, 0, 3);
-            EACH(half, halves) {
+            EACH(half, 2) {
                 ints weights[TILES * PARTS];
-                EACH(r, registers) {
-                    const uint8_t *at = line + r / PARTS * next_values + r % PARTS * LANES * 4;
-                    weights[r] = part_of_line(at, half, weight_bits, x_bits);
-                }
+                EACH(r, registers)
+                weights[r] = half_of_line(line + r / PARTS * next_values + r % PARTS * LANES * 4, half, bits);
                 EACH(i, M) {
-                    ints row = four_bytes(x_bits == 16 ? integers + i * 8 + half * 4 : integers + (half * M + i) * 4);
+                    ints row = all_ints(words[half * M + i]);
                     EACH(r, registers)
-                    acc[r][i] = x_bits == 16 ? add_pairs(acc[r][i], weights[r], row) : add_fours(acc[r][i], weights[r], row);
+                    acc[r][i] = bits == 8 ? add_pairs(acc[r][i], weights[r], row) : add_fours(acc[r][i], weights[r], row);
                 }
             }
-            integers += M * inputs * (x_bits / 8);
+            words += 2 * M;
             line += LINE;
         }
         EACH(r, registers) {
@@ -90,45 +79,32 @@ INLINE void multiply(const Weights *w, long tile, const Activations *x, int star
         }
         shifts += M;
         x_scales += M;
-        if ((b + 1) % per_scale == 0) scales += OUTPUTS;
+        scales += OUTPUTS;
     }
 }
 
 /* ---- the loops above with every number known to the compiler ---- */
 
-#define CASE(T, M, W, X)                                                                                               \
-    case (T)*8 + (M): multiply(w, tile, x, start, T, M, W, X, sums); break;
+#define CASE(T, M, BITS)                                                                                               \
+    case (T)*8 + (M): multiply(w, tile, x, start, T, M, BITS, sums); break;
+#define CASES4(T, BITS) CASE(T, 1, BITS) CASE(T, 2, BITS) CASE(T, 3, BITS) CASE(T, 4, BITS)
 #if LANES == 16
-#define CASES4(T, W, X) CASE(T, 1, W, X) CASE(T, 2, W, X) CASE(T, 3, W, X) CASE(T, 4, W, X)
-#define CASES_WIDE(W, X) CASES4(1, W, X) CASES4(4, W, X)
-#define CASES(W, X) CASES_WIDE(W, X) CASE(1, 5, W, X) CASE(1, 6, W, X) CASE(4, 5, W, X) CASE(4, 6, W, X)
+#define CASES6(T, BITS) CASES4(T, BITS) CASE(T, 5, BITS) CASE(T, 6, BITS)
+#define CASES(BITS) CASES6(1, BITS) CASES6(4, BITS)
 #elif LANES == 8
-#define CASES(W, X) CASE(1, 1, W, X) CASE(1, 2, W, X) CASE(1, 3, W, X) CASE(1, 4, W, X)
-#define CASES_WIDE CASES
+#define CASES(BITS) CASES4(1, BITS)
 #else
-#define CASES(W, X) CASE(1, 1, W, X) CASE(1, 2, W, X)
-#define CASES_WIDE CASES
+#define CASES(BITS) CASE(1, 1, BITS) CASE(1, 2, BITS)
 #endif
 
-#define DEFINE(NAME, CASES, W, X)                                                                                      \
+#define DEFINE(NAME, BITS)                                                                                             \
     static void NAME(const Weights *w, long tile, const Activations *x, int start, int T, int M, float *sums) {        \
-        switch (T * 8 + M) { CASES(W, X) }                                                                             \
+        switch (T * 8 + M) { CASES(BITS) }                                                                             \
     }
 
 typedef void Product(const Weights *, long, const Activations *, int, int, int, float *);
-DEFINE(eight_by_16, CASES_WIDE, 8, 16)
-DEFINE(four_by_8, CASES, 4, 8)
-#ifdef HAS_FOURS
-DEFINE(eight_by_8, CASES, 8, 8)
-#endif
-
-static Product *product_of(const Weights *w, const Activations *x) {
-    if (w->bits == 4) return four_by_8;
-#ifdef HAS_FOURS
-    if (x->bits == 8) return eight_by_8;
-#endif
-    return eight_by_16;
-}
+DEFINE(multiply_8_bits, 8)
+DEFINE(multiply_4_bits, 4)
 
 /* y is float32 where `wide`, else bfloat16 */
 INLINE void store(const Weights *w, long tile, int T, int row, int M, void *y, int wide, const float *sums) {
@@ -143,7 +119,7 @@ INLINE void store(const Weights *w, long tile, int T, int row, int M, void *y, i
 }
 
 static void multiply_all(const Weights *w, const Activations *x, void *y, int wide, int threads) {
-    Product *product = product_of(w, x);
+    Product *product = w->bits == 8 ? multiply_8_bits : multiply_4_bits;
     long tiles = (w->n + OUTPUTS - 1) / OUTPUTS;
 #pragma omp parallel for num_threads(threads) schedule(static)
     for (long first = 0; first < tiles; first += TILES) {
@@ -161,9 +137,9 @@ static void multiply_all(const Weights *w, const Activations *x, void *y, int wi
 
 /* ---- entries ---- */
 
-/* Say whether 8-bit weights can meet 8-bit activations, and many rows are worth multiplying here. */
+/* Say whether many rows are multiplied faster here than expanded weights by others. */
 int tiles_take_many(void) {
-#ifdef HAS_FOURS
+#ifdef HAS_FAST_PRODUCTS
     return 1;
 #else
     return 0;
@@ -172,11 +148,10 @@ int tiles_take_many(void) {
 
 /* Return 1 where no memory is left. */
 int tiles_multiply(const uint8_t *values, const uint16_t *scales, const uint16_t *x, void *y, int wide, long n, long k,
-                   long group, int bits, int x_bits, long x_group, int m, int threads) {
+                   long group, int bits, int m, int threads) {
     Weights w = {values, scales, bits, n, k, group};
-    Activations rounded = {.bits = x_bits, .m = m, .k = k, .group = x_group};
-    int most = x_bits == 16 ? MOST_WIDE_ROWS : MOST_ROWS;
-    int has_room = round_activations(&rounded, x, most, 1 << (bits - 1), threads);
+    Activations rounded = {.bits = bits == 8 ? 16 : 8, .m = m, .k = k, .group = group};
+    int has_room = round_activations(&rounded, x, MOST_ROWS, 1 << (bits - 1), threads);
     if (has_room) multiply_all(&w, &rounded, y, wide, threads);
     free_activations(&rounded);
     return !has_room;

@@ -14,28 +14,24 @@ from mistral_runtime.recipe import GROUPS
 
 TILE = 16  # outputs whose weights lie together
 BLOCK = 128  # what the number of inputs is a multiple of
-# So many rows meet weights of 8 bits as activations of 16 bits, which cost twice the arithmetic: a step of guesses or of
-# a batch waits for the memory, a prompt does not.
-MAX_EXACT_ROWS = 24
-# Inputs that share a scale where activations of 8 bits meet weights of 8 bits.
-ACTIVATION_GROUP = 64
+# What is multiplied here where the processor has no instructions for it: more rows go to torch with expanded weights.
+MAX_ROWS_WITHOUT_VNNI = 24
 
 
 class TileKernels:
     """y = x Wᵀ with weights of 8 or 4 bits in tiles (see tiles.c); bfloat16 in, bfloat16 or (``wide``) float32 out.
 
     T tiles of 16 outputs, K inputs, groups of G inputs, M rows. Values are (T, K·bits/32, 16, 4) in uint8 and scales
-    (T, K/G, 16) in bfloat16. All tensors lie on the CPU and are contiguous. The arithmetic depends on ``bits`` and M
-    alone: activations have 8 bits, but 16 where the weights have 8 and there are at most `MAX_EXACT_ROWS` rows.
+    (T, K/G, 16) in bfloat16. All tensors lie on the CPU and are contiguous.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
-        numbers = [INT, LONG, LONG, LONG, INT, INT, LONG, INT, INT]
+        numbers = [INT, LONG, LONG, LONG, INT, INT, INT]
         self._multiply = entry(library, "tiles_multiply", [POINTER] * 4 + numbers, INT)
         self._expand = entry(library, "tiles_expand", [POINTER] * 3 + [LONG] * 3 + [INT] * 2)
         takes_many = bool(entry(library, "tiles_take_many", [], INT)())
-        self.max_rows: int | None = None if takes_many else MAX_EXACT_ROWS
-        """Beyond these, expanded weights are faster here, or the only way; None where they never are."""
+        self.max_rows: int | None = None if takes_many else MAX_ROWS_WITHOUT_VNNI
+        """Beyond these, expanded weights are faster here; None where they never are."""
 
     def multiply(
         self, values: Tensor, scales: Tensor, x: Tensor, *, bits: int, outputs: int, wide: bool = False
@@ -50,10 +46,9 @@ class TileKernels:
         group = _group(values, scales, inputs, bits)
         if not 1 <= rows <= (self.max_rows or rows) or not 0 <= values.shape[0] * TILE - outputs < TILE:
             raise ValueError(f"{rows} rows of at most {self.max_rows}, {outputs} outputs in {values.shape[0]} tiles")
-        x_bits, x_group = _activations(bits, group, rows)
         y = new_result(rows, outputs, wide=wide)
         pointers = (values.data_ptr(), scales.data_ptr(), x.data_ptr(), y.data_ptr())
-        sizes = (outputs, inputs, group, bits, x_bits, x_group, rows)
+        sizes = (outputs, inputs, group, bits, rows)
         if self._multiply(*pointers, wide, *sizes, torch.get_num_threads()):
             raise MemoryError(f"no room for {rows} rows of {inputs} activations")
         return y
@@ -66,13 +61,6 @@ class TileKernels:
         sizes = (values.shape[0], inputs, group, bits)
         self._expand(values.data_ptr(), scales.data_ptr(), out.data_ptr(), *sizes, torch.get_num_threads())
         return out
-
-
-def _activations(bits: int, group: int, rows: int) -> tuple[int, int]:
-    """Return how many bits activations are rounded to, and how many of them share a scale."""
-    if bits == 4:
-        return 8, group
-    return (16, group) if rows <= MAX_EXACT_ROWS else (8, ACTIVATION_GROUP)
 
 
 def _group(values: Tensor, scales: Tensor, inputs: int, bits: int) -> int:
@@ -107,7 +95,7 @@ def _try_to_load() -> tuple[TileKernels | None, str]:
 def _self_check(kernels: TileKernels) -> str:
     """Hold the library against torch on small numbers: a compiler can be wrong, and a cached file damaged."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(MAX_EXACT_ROWS + 3, 256, generator=generator).to(torch.bfloat16)
+    x = torch.randn(MAX_ROWS_WITHOUT_VNNI + 3, 256, generator=generator).to(torch.bfloat16)
     scales = torch.rand(2, 4, TILE, generator=generator).to(torch.bfloat16)
     for bits in (8, 4):
         values = torch.randint(0, 256, (2, 8 * bits, TILE, 4), generator=generator, dtype=torch.uint8)
