@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from torch.nn.functional import linear, pad
 
 from mistral_runtime.kernels.rows import MAX_ROWS, RowKernels, row_kernels
+from mistral_runtime.kernels.tiles import TILE, tile_kernels
 from mistral_runtime.quantized import QuantizedWeight, dequantize
 
-# Outputs expanded at once for a product of many rows: 4,096 inputs in bfloat16 make 8 MB, about a second-level cache.
-EXPANDED_OUTPUTS = 1024
+# Expanded at once for a product of many rows: 1,024 outputs of 4,096 inputs in bfloat16 make 8 MB.
+EXPANDED_TILES = 64
 
 
 class RowLinear(nn.Module):
@@ -38,46 +39,45 @@ class RowLinear(nn.Module):
 class QuantizedLinear(nn.Module):
     """x Wᵀ with weights of 8 or 4 bits in groups; see `quantized.py`.
 
-    Few rows are multiplied with the integers themselves. For many rows the weights are expanded to bfloat16 a block at
-    a time: there the arithmetic is the limit, and nothing is as fast as bfloat16 that keeps the activations whole.
+    Rows are multiplied with the integers themselves, as integers. Without kernels, or for many rows on a processor that
+    has no fast products of bytes, the weights are expanded to bfloat16 a block at a time.
     """
 
     def __init__(self, weight: QuantizedWeight) -> None:
         super().__init__()
         self.register_buffer("values", weight.values)
         self.register_buffer("scales", weight.scales)
-        self.values: Tensor
-        self.scales: Tensor
         self._weight = weight
-        self._kernels = row_kernels()
+        self._kernels = tile_kernels()
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (…, out) for (…, in), in the type of x."""
-        inputs = x.shape[-1]
+        inputs, outputs = x.shape[-1], self._weight.outputs
         rows = x.reshape(-1, inputs).to(torch.bfloat16)
         padding = self._weight.padded_inputs - inputs
         rows = (pad(rows, (0, padding)) if padding else rows).contiguous()
-        few = 0 < rows.shape[0] <= MAX_ROWS and self._kernels is not None
-        product = self._few(rows) if few else self._many(rows)
-        return product.view(*x.shape[:-1], self._weight.outputs).to(x.dtype)
+        product = self._multiply(rows) if len(rows) else rows.new_empty(0, outputs)
+        return product.view(*x.shape[:-1], outputs).to(x.dtype)
 
-    def _few(self, rows: Tensor) -> Tensor:
-        assert self._kernels is not None
-        multiply = self._kernels.int4 if self.values.dtype == torch.uint8 else self._kernels.int8
-        return multiply(self.values, self.scales, rows)
+    def _multiply(self, rows: Tensor) -> Tensor:
+        weight, kernels = self._weight, self._kernels
+        if kernels is None or len(rows) > (kernels.max_rows or len(rows)):
+            return self._multiply_expanded(rows)
+        return kernels.multiply(weight.values, weight.scales, rows, bits=weight.bits, outputs=weight.outputs)
 
-    def _many(self, rows: Tensor) -> Tensor:
+    def _multiply_expanded(self, rows: Tensor) -> Tensor:
         outputs = self._weight.outputs
-        product = torch.empty(rows.shape[0], outputs, dtype=torch.bfloat16)
-        for first in range(0, outputs, EXPANDED_OUTPUTS):
-            count = min(EXPANDED_OUTPUTS, outputs - first)
-            product[:, first : first + count] = linear(rows, self._expanded(first, count))
+        product = torch.empty(len(rows), outputs, dtype=torch.bfloat16)
+        for first in range(0, outputs, EXPANDED_TILES * TILE):
+            part = product[:, first : first + EXPANDED_TILES * TILE]
+            part[:] = linear(rows, self._expanded(first // TILE)[: part.shape[1]])
         return product
 
-    def _expanded(self, first: int, count: int) -> Tensor:
-        if self._kernels is not None:
-            return self._kernels.expand(self.values, self.scales, first, count)
-        return dequantize(self.values[first : first + count], self.scales[first : first + count])
+    def _expanded(self, first: int) -> Tensor:
+        if self._kernels is None:
+            return dequantize(self._weight, first, EXPANDED_TILES)
+        tiles = slice(first, first + EXPANDED_TILES)
+        return self._kernels.expand(self._weight.values[tiles], self._weight.scales[tiles], bits=self._weight.bits)
 
 
 def use_row_kernels(model: nn.Module) -> int:

@@ -21,6 +21,7 @@ from mistral_runtime.config import ModelConfig
 from mistral_runtime.convert import explain_write_error, require_room
 from mistral_runtime.errors import BadRequest
 from mistral_runtime.file_writer import new_file
+from mistral_runtime.kernels.tiles import TILE
 from mistral_runtime.machine import peak_resident_bytes
 from mistral_runtime.quantized import QuantizedWeight, dequantize, quantize
 from mistral_runtime.quantized_file import build_header, build_quantized, group_of, stored_bytes
@@ -175,12 +176,16 @@ def load_quantizing(
 
 
 def relative_error(weight: Tensor, quantized: QuantizedWeight) -> float:
-    """Return the root mean square of what changed, over that of the weights; of some rows of a large matrix."""
-    step = max(1, weight.shape[0] // 256)
-    kept = weight[::step].float()
-    restored = dequantize(quantized.values[::step], quantized.scales[::step])[:, : weight.shape[1]].float()
-    size = float(kept.square().mean())
-    return (float((restored - kept).square().mean()) / size) ** 0.5 if size else 0.0
+    """Return the root mean square of what changed, over that of the weights; of some tiles of a large matrix."""
+    step = max(1, quantized.values.shape[0] // 16)
+    differences, sizes = [], []
+    for tile in range(0, quantized.values.shape[0], step):
+        kept = weight[tile * TILE : (tile + 1) * TILE].float()
+        restored = dequantize(quantized, tile, 1)[: kept.shape[0], : kept.shape[1]].float()
+        differences.append((restored - kept).square().sum())
+        sizes.append(kept.square().sum())
+    size = float(torch.stack(sizes).sum())
+    return (float(torch.stack(differences).sum()) / size) ** 0.5 if size else 0.0
 
 
 def show_progress(what: str) -> Progress:

@@ -3,7 +3,9 @@
 Symmetric and group-wise: a weight is an integer times the scale of its group of G inputs, a bfloat16. Eight bits take
 −127..127, with the scale that just holds the group's largest. Four bits take −8..7, with the scale among a few
 candidates that gives the least squared error, as clipping a group's largest weight often serves the rest. An input
-dimension that is no multiple of 128 is padded with zeros.
+dimension that is no multiple of 128 is padded with zeros, and outputs to a multiple of 16.
+
+Integers are stored as unsigned bytes, 128 or 8 added, in tiles of 16 outputs: tiles.c says how, and why.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from mistral_runtime.errors import NonFiniteWeights
-from mistral_runtime.kernels.rows import BLOCK
+from mistral_runtime.kernels.tiles import BLOCK, TILE
 from mistral_runtime.recipe import check_group
 
 # Of the scale that would just hold the largest weight at −8: from cutting a fifth off to leaving it whole at +7. Just
@@ -30,26 +32,33 @@ _VALUES_AT_ONCE = 1 << 19
 
 @dataclass(frozen=True)
 class QuantizedWeight:
-    """One matrix (N, K): ``values`` (N, K) int8 or (N, K/2) uint8 as rows.c lays them out, ``scales`` (N, K/G)."""
+    """One matrix (N, K): ``values`` (T, K·bits/32, 16, 4) uint8 and ``scales`` (T, K/G, 16), in T tiles of outputs."""
 
     values: Tensor
     scales: Tensor
+    outputs: int
     inputs: int
 
     @property
     def bits(self) -> int:
         """8 or 4."""
-        return 4 if self.values.dtype == torch.uint8 else 8
-
-    @property
-    def outputs(self) -> int:
-        """N."""
-        return self.values.shape[0]
+        return self.values.shape[1] * 32 // self.padded_inputs
 
     @property
     def padded_inputs(self) -> int:
         """K rounded up to whole blocks."""
-        return self.values.shape[1] * (2 if self.bits == 4 else 1)
+        return padded_inputs(self.inputs)
+
+
+def padded_inputs(inputs: int) -> int:
+    """Return K rounded up to whole blocks."""
+    return -(-inputs // BLOCK) * BLOCK
+
+
+def stored_shapes(outputs: int, inputs: int, *, bits: int, group: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of the values and the scales of a matrix (N, K)."""
+    tiles, padded = -(-outputs // TILE), padded_inputs(inputs)
+    return (tiles, padded * bits // 32, TILE, 4), (tiles, padded // group, TILE)
 
 
 def quantize(weight: Tensor, *, bits: int, group: int, name: str) -> QuantizedWeight:
@@ -60,14 +69,15 @@ def quantize(weight: Tensor, *, bits: int, group: int, name: str) -> QuantizedWe
         BadRequest: The group size is not supported.
     """
     check_group(group)
-    inputs = weight.shape[1]
-    blocks = torch.split(weight, max(1, _VALUES_AT_ONCE // inputs))
+    outputs, inputs = weight.shape
+    blocks = torch.split(weight, max(1, _VALUES_AT_ONCE // (inputs * TILE)) * TILE)
     parts = [_quantize_rows(rows, bits=bits, group=group, name=name) for rows in blocks]
-    return QuantizedWeight(torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]), inputs)
+    values, scales = (torch.cat(tensors) for tensors in zip(*parts, strict=True))
+    return QuantizedWeight(values, scales, outputs, inputs)
 
 
 def _quantize_rows(weight: Tensor, *, bits: int, group: int, name: str) -> tuple[Tensor, Tensor]:
-    rows = pad(weight.float(), (0, -weight.shape[1] % BLOCK))
+    rows = pad(weight.float(), (0, -weight.shape[1] % BLOCK, 0, -weight.shape[0] % TILE))
     if not bool(torch.isfinite(rows).all()):
         raise NonFiniteWeights(
             f"the tensor {name} holds a value that is not a number",
@@ -77,7 +87,7 @@ def _quantize_rows(weight: Tensor, *, bits: int, group: int, name: str) -> tuple
     groups = rows.view(rows.shape[0], -1, group)  # (N, K/G, G)
     if bits == 8:
         scales = _as_bf16(groups.abs().amax(-1) / 127)
-        return _integers(groups, scales, -127, 127).to(torch.int8).flatten(1), scales.to(torch.bfloat16)
+        return _tiles(_integers(groups, scales, -127, 127).flatten(1) + 128), _tiled_scales(scales)
     largest = groups.gather(-1, groups.abs().argmax(-1, keepdim=True)).squeeze(-1)
     # Where squares overflow, no candidate is better than leaving the largest as it is.
     best, least = _as_bf16(largest / -8), torch.full_like(largest, torch.inf)
@@ -85,7 +95,7 @@ def _quantize_rows(weight: Tensor, *, bits: int, group: int, name: str) -> tuple
         scales = _as_bf16(largest * fraction / -8)
         error = (_integers(groups, scales, -8, 7) * scales[..., None] - groups).square().sum(-1)
         best, least = torch.where(error < least, scales, best), torch.minimum(error, least)
-    return _pack4(_integers(groups, best, -8, 7).flatten(1)), best.to(torch.bfloat16)
+    return _tiles(_pairs(_integers(groups, best, -8, 7).flatten(1) + 8)), _tiled_scales(best)
 
 
 def _as_bf16(scales: Tensor) -> Tensor:
@@ -99,18 +109,34 @@ def _integers(groups: Tensor, scales: Tensor, least: int, most: int) -> Tensor:
     return (groups * inverse[..., None]).round().clamp(least, most)
 
 
-def _pack4(values: Tensor) -> Tensor:
-    """Lay −8..7 (N, K) out in bytes (N, K/2): of 128 weights, byte i holds weight i low and weight 64 + i high."""
-    halves = (values + 8).to(torch.uint8).view(values.shape[0], -1, 2, BLOCK // 2)
+def _pairs(values: Tensor) -> Tensor:
+    """Put two of 0..15 (N, K) into a byte, (N, K/2): of 8 weights, byte j holds weight j low and weight 4 + j high."""
+    halves = values.to(torch.uint8).view(values.shape[0], -1, 2, 4)
     return (halves[:, :, 0] | (halves[:, :, 1] << 4)).flatten(1)
 
 
-def dequantize(values: Tensor, scales: Tensor) -> Tensor:
-    """Return the weights that values and scales stand for, (N, K padded) in bfloat16."""
-    if values.dtype == torch.uint8:
-        blocks = values.view(values.shape[0], -1, BLOCK // 2)
-        integers = torch.stack((blocks & 15, blocks >> 4), dim=2).flatten(1).float() - 8
-    else:
-        integers = values.float()
-    groups = integers.view(values.shape[0], scales.shape[1], -1)
-    return (groups * scales.float()[..., None]).to(torch.bfloat16).flatten(1)
+def _tiles(bytes_: Tensor) -> Tensor:
+    """Lay bytes (N, B) out as tiles (N/16, B/4, 16, 4): four of each output in turn."""
+    fours = bytes_.to(torch.uint8).view(torch.int32).view(-1, TILE, bytes_.shape[1] // 4)
+    return fours.transpose(1, 2).contiguous().view(torch.uint8).view(fours.shape[0], -1, TILE, 4)
+
+
+def _tiled_scales(scales: Tensor) -> Tensor:
+    """Lay scales (N, K/G) out as (N/16, K/G, 16) in bfloat16."""
+    return scales.to(torch.bfloat16).view(-1, TILE, scales.shape[1]).transpose(1, 2).contiguous()
+
+
+def dequantize(weight: QuantizedWeight, first: int = 0, count: int | None = None) -> Tensor:
+    """Return the weights that so many tiles from the first one stand for, (16 count, K padded) in bfloat16.
+
+    The last tile is given whole: the caller cuts off what lies beyond the outputs.
+    """
+    values, scales = weight.values[first:][:count], weight.scales[first:][:count]
+    # Shaped (T, K/8, 16, 8) for four bits, (T, K/4, 16, 4) for eight.
+    integers = torch.cat((values & 15, values >> 4), dim=-1) if weight.bits == 4 else values
+    rows = (
+        (integers.float() - (1 << (weight.bits - 1)))
+        .transpose(1, 2)
+        .reshape(values.shape[0], TILE, scales.shape[1], -1)
+    )
+    return (rows * scales.transpose(1, 2).float()[..., None]).to(torch.bfloat16).flatten(2).flatten(0, 1)

@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.errors import MalformedCheckpoint, StaleWeights
-from mistral_runtime.kernels.rows import BLOCK
 from mistral_runtime.linear_rows import QuantizedLinear
-from mistral_runtime.quantized import QuantizedWeight
+from mistral_runtime.quantized import QuantizedWeight, stored_shapes
 from mistral_runtime.recipe import DEFAULT_GROUPS, GROUPS, RECIPES, Recipe
 from mistral_runtime.safetensors_header import BYTES_PER_VALUE, HINT, encode_header, load_header
 from mistral_runtime.transformer import Transformer
@@ -39,10 +38,9 @@ def stored_tensors(config: ModelConfig, recipe: Recipe) -> dict[str, tuple[str, 
         if bits is None:
             tensors[name] = ("BF16", shape)
             continue
-        outputs, inputs = shape[0], -(-shape[1] // BLOCK) * BLOCK
+        values, scales = stored_shapes(shape[0], shape[1], bits=bits, group=group_of(recipe, bits))
         stem = name.removesuffix(".weight")
-        tensors[f"{stem}.values"] = ("I8", (outputs, inputs)) if bits == 8 else ("U8", (outputs, inputs // 2))
-        tensors[f"{stem}.scales"] = ("BF16", (outputs, inputs // group_of(recipe, bits)))
+        tensors[f"{stem}.values"], tensors[f"{stem}.scales"] = ("U8", values), ("BF16", scales)
         count += 1
     tensors[ERRORS_NAME] = ("F32", (count,))
     return tensors
@@ -137,7 +135,7 @@ def load_quantized(checkpoint: QuantizedCheckpoint, config: ModelConfig) -> Tran
                 yield name, checkpoint.read(name)
             else:
                 values, scales = checkpoint.read(f"{stem}.values"), checkpoint.read(f"{stem}.scales")
-                yield name, QuantizedWeight(values, scales, shape[1])
+                yield name, QuantizedWeight(values, scales, shape[0], shape[1])
 
     return build_quantized(config, tensors())
 

@@ -12,7 +12,7 @@ from mistral_runtime.errors import BadRequest
 RECIPES = {"int8": 8, "int4": 4}
 DEFAULT_GROUPS = {8: 128, 4: 64}
 GROUPS = (64, 128)
-_VERSION = 1  # of everything that decides the bytes
+_VERSION = 2  # of everything that decides the bytes
 # From the most able on: the first whose flags a processor has names its kind.
 _KINDS = (
     ("avx512bf16", {"avx512_bf16", "avx512_vnni"}),

@@ -16,7 +16,7 @@ from torch import Tensor
 import mistral_runtime
 from mistral_runtime import linear_rows
 from mistral_runtime.__main__ import main
-from mistral_runtime.kernels import build, rows
+from mistral_runtime.kernels import build, rows, tiles
 from mistral_runtime.kernels.build import BuildFailed, load_library
 from mistral_runtime.kernels.rows import kernels_reason, row_kernels
 
@@ -39,8 +39,8 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forget for this test what was found out about the kernels."""
-    tries = rows._try_to_load.__wrapped__
-    monkeypatch.setattr(rows, "_try_to_load", tries)
+    for module in (rows, tiles):
+        monkeypatch.setattr(module, "_try_to_load", module._try_to_load.__wrapped__)
 
 
 def _compiler_that(does: str, directory: Path) -> Path:
@@ -50,16 +50,15 @@ def _compiler_that(does: str, directory: Path) -> Path:
     return path
 
 
-def _expands(library: ctypes.CDLL) -> bool:
+def _multiplies(library: ctypes.CDLL) -> bool:
     """Say whether a library computes what ours does."""
-    values = torch.arange(-64, 64, dtype=torch.int8)[None]
-    scales = torch.full((1, 1), 2, dtype=torch.bfloat16)
-    return torch.equal(rows.RowKernels(library).expand(values, scales, 0, 1).float(), values.float() * 2)
+    ones = torch.ones(1, 7, dtype=torch.bfloat16)
+    return float(rows.RowKernels(library).bf16(ones, ones)) == 7
 
 
 @has_compiler
 def test_the_library_is_compiled_once_and_only_ours_to_change(cache: Path) -> None:
-    assert _expands(load_library())
+    assert _multiplies(load_library())
     (path,) = cache.iterdir()
     assert (cache.stat().st_mode & 0o777, path.stat().st_mode & 0o777) == (0o700, 0o700)
     made = path.stat().st_mtime_ns
@@ -78,10 +77,10 @@ def test_a_library_that_is_not_what_was_compiled_is_made_anew(
     if damage == "another key's":
         # Compiled and sealed in good order, from a source that computes something else.
         source = cache.parent / "rows.c"
-        source.write_text(build.SOURCE.read_text().replace("narrow((float)from[l] * s)", "narrow((float)from[l] + s)"))
+        source.write_text(build.SOURCE.read_text().replace("= narrow(sums", "= narrow(2 * sums"))
         with monkeypatch.context() as patch:
             patch.setattr(build, "SOURCE", source)
-            assert not _expands(load_library())
+            assert not _multiplies(load_library())
         (other,) = cache.iterdir()
         assert other != path
         other.rename(path)
@@ -95,7 +94,7 @@ def test_a_library_that_is_not_what_was_compiled_is_made_anew(
             {"garbage": b"garbage" * 99, "empty": b"", "cut": whole[:9000], "a bit": bytes(flipped)}[damage]
         )
     before = path.stat().st_ino
-    assert _expands(load_library())
+    assert _multiplies(load_library())
     assert path.stat().st_ino != before
     assert [p.name for p in cache.iterdir()] == [path.name]
 
@@ -180,19 +179,36 @@ def test_without_kernels_there_is_a_reason(
     "kernel, right, wrong",
     [
         ("bf16", "sums[r * ROWS + i] += acc[r][i][l]", "sums[r * ROWS + i] -= acc[r][i][l]"),
-        ("int4", "shifts[b] = -8.0f", "shifts[b] = -7.0f"),
+        ("int8", ".bits = bits == 8 ? 16 : 8,", ".bits = 8,"),
+        ("int4", "MOST_ROWS, 1 << (bits - 1)", "MOST_ROWS, bits == 4 ? 7 : 128"),
     ],
 )
 def test_a_compiler_that_is_wrong_is_found_out(
     kernel: str, right: str, wrong: str, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    source = tmp_path / "rows.c"
-    assert right in build.SOURCE.read_text()
-    source.write_text(build.SOURCE.read_text().replace(right, wrong))
-    monkeypatch.setattr(build, "SOURCE", source)
-    assert row_kernels.__wrapped__() is None
-    assert kernels_reason() == f"the compiled {kernel} kernel computes something else than torch"
+    module, name = (rows, "SOURCE") if kernel == "bf16" else (tiles, "TILES_SOURCE")
+    published = getattr(module, name)
+    source = tmp_path / published.name
+    assert right in published.read_text()
+    source.write_text(published.read_text().replace(right, wrong))
+    monkeypatch.setattr(module, name, source)
+    made, reason = module._try_to_load()
+    assert (made, reason) == (None, f"the compiled {kernel} kernel computes something else than torch")
     assert len(list(cache.iterdir())) == 1
+
+
+@has_compiler
+def test_a_header_that_changes_makes_another_library(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    load_library()
+    headers = tmp_path / "headers"
+    headers.mkdir()
+    for path in build._HEADERS.glob("*.h"):
+        (headers / path.name).write_text(path.read_text() + "/* changed */")
+    monkeypatch.setattr(build, "_HEADERS", headers)
+    load_library()
+    assert len(list(cache.iterdir())) == 2
 
 
 @pytest.mark.usefixtures("fresh", "cache")
@@ -207,6 +223,7 @@ def test_a_model_answers_without_a_compiler(
     write_snapshot(tmp_path / "model", dtype=torch.bfloat16)
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(linear_rows, "row_kernels", row_kernels.__wrapped__)
+    monkeypatch.setattr(linear_rows, "tile_kernels", tiles.tile_kernels.__wrapped__)
     arguments = ["--max-tokens", "3", "--device", "cpu", "--dtype", "bfloat16", "--threads", "1", "--quiet"]
     assert main(["generate", str(tmp_path / "model"), "wind", *arguments, *flags]) == 0
     assert capsys.readouterr().out

@@ -93,7 +93,7 @@ def test_the_file_is_what_was_said(
     expected = stored_tensors(tiny_config, done.recipe)
     assert {name: tuple(tensor.shape) for name, tensor in found.items()} == {n: s for n, (_, s) in expected.items()}
     assert torch.equal(found["tok_embeddings.weight"], weights["tok_embeddings.weight"])
-    assert found["output.values"].dtype == torch.int8
+    assert found["output.values"].dtype == torch.uint8
     assert open_quantized(done.path, tiny_config).recipe == done.recipe
 
 
@@ -125,14 +125,14 @@ def _lie(path: Path, lie: str) -> None:
     elif lie == "shape":
         header["output.scales"]["shape"].reverse()
     elif lie == "type":
-        header["output.values"]["dtype"] = "U8"
+        header["output.values"]["dtype"] = "I8"
     elif lie == "nothing said":
         del header["__metadata__"]
     else:
         field, _, value = lie.partition("=")
         said[field] = value
         if field == "group":  # as one who knows how the names are made would write it
-            said["recipe"] = f"int8-g{value}-1"
+            said["recipe"] = f"int8-g{value}-2"
             said["key"] = said["key"].replace("-g128-", f"-g{value}-")
     _rewrite(path, header, data)
 
@@ -154,7 +154,7 @@ def _lie(path: Path, lie: str) -> None:
         ("group=²", MalformedCheckpoint),
         ("group=32", MalformedCheckpoint),
         ("group=64", MalformedCheckpoint),
-        ("key=int8-g128-1+torch1.0+avx2", StaleWeights),
+        ("key=int8-g128-2+torch1.0+avx2", StaleWeights),
         ("recipe=int8-g128-0", StaleWeights),
     ],
 )

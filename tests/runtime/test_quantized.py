@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from mistral_runtime.errors import BadRequest, NonFiniteWeights
-from mistral_runtime.quantized import QuantizedWeight, dequantize, quantize
+from mistral_runtime.quantized import QuantizedWeight, dequantize, quantize, stored_shapes
 
 KINDS = [(8, 64), (8, 128), (4, 64), (4, 128)]
 
@@ -22,8 +24,16 @@ def _quantize(weight: Tensor, bits: int, group: int) -> QuantizedWeight:
 
 def _exact(made: QuantizedWeight, group: int) -> Tensor:
     """Return what the integers and scales stand for, without the rounding to bfloat16; as wide as the source."""
-    integers = dequantize(made.values, torch.ones_like(made.scales)).double()
-    return (integers * made.scales.double().repeat_interleave(group, dim=1))[:, : made.inputs]
+    scales = made.scales.double().transpose(1, 2).flatten(0, 1).repeat_interleave(group, dim=1)
+    return (_integers(made) * scales)[: made.outputs, : made.inputs]
+
+
+def _integers(made: QuantizedWeight) -> Tensor:
+    return dequantize(replace(made, scales=torch.ones_like(made.scales))).double()
+
+
+def _restored(made: QuantizedWeight) -> Tensor:
+    return dequantize(made)[: made.outputs]
 
 
 def _largest(weight: Tensor, group: int) -> Tensor:
@@ -44,7 +54,7 @@ def test_no_weight_is_further_off_than_its_bits_allow(bits: int, group: int, inp
     weight = _draw(9, inputs, dtype=dtype)
     made = _quantize(weight, bits, group)
     assert (made.bits, made.outputs, made.inputs, made.padded_inputs) == (bits, 9, inputs, -(-inputs // 128) * 128)
-    assert tuple(made.scales.shape) == (9, made.padded_inputs // group)
+    assert (made.values.shape, made.scales.shape) == stored_shapes(9, inputs, bits=bits, group=group)
     error = (_exact(made, group) - weight.double()).abs() / _largest(weight, group)
     assert float(error.max()) <= (0.5 / 127 + 1 / 256 if bits == 8 else 0.21)
     root = float(((_exact(made, group) - weight.double()).square().mean() / weight.double().square().mean()).sqrt())
@@ -72,7 +82,7 @@ def test_what_lies_on_the_grid_stays(bits: int, group: int) -> None:
     weight = (integers * signs * 0.25).float()
     made = _quantize(weight, bits, group)
     assert torch.equal(_exact(made, group), weight.double())
-    assert torch.equal(dequantize(made.values, made.scales), weight.to(torch.bfloat16))
+    assert torch.equal(_restored(made), weight.to(torch.bfloat16))
 
 
 @pytest.mark.parametrize("bits, group", KINDS)
@@ -80,10 +90,10 @@ def test_a_group_of_zeros_stays_zero_beside_others(bits: int, group: int) -> Non
     weight = _draw(3, 256)
     weight[1, :128] = 0
     made = _quantize(weight, bits, group)
-    restored = dequantize(made.values, made.scales)
+    restored = _restored(made)
     assert not restored[1, :128].any()
     assert restored[1, 128:].any()
-    assert not dequantize(*_parts(_quantize(torch.zeros(2, 128), bits, group))).any()
+    assert not dequantize(_quantize(torch.zeros(2, 128), bits, group)).any()
 
 
 @pytest.mark.parametrize("size", [1e-38, 1e-36, 1e-32, 1e4, 1e22, 3e38])
@@ -103,22 +113,25 @@ def test_weights_of_any_size_are_numbers(bits: int, group: int, size: float) -> 
 
 
 @pytest.mark.parametrize("bits, group", KINDS)
-def test_four_bits_are_packed_as_said_and_padding_is_zero(bits: int, group: int) -> None:
-    weight = _draw(2, 130)
+def test_tiles_are_laid_out_as_said_and_padding_is_zero(bits: int, group: int) -> None:
+    most = 127.0 if bits == 8 else -8.0  # so that the scale is 1
+    weight = torch.zeros(19, 130)
+    weight[18, 0], weight[18, 13], weight[18, 128] = most, -5, most
     made = _quantize(weight, bits, group)
-    assert not dequantize(made.values, made.scales)[:, 130:].any()
-    if bits == 4:
-        integers = dequantize(made.values, torch.ones_like(made.scales)).int()
-        for block in range(2):
-            for i in (0, 1, 63):
-                byte = int(made.values[1, 64 * block + i])
-                assert byte & 15 == int(integers[1, 128 * block + i]) + 8
-                assert byte >> 4 == int(integers[1, 128 * block + 64 + i]) + 8
+    assert made.values.shape == (2, 8 * bits, 16, 4)
+    restored = dequantize(made)
+    assert torch.equal(restored[:19, :130].float(), weight)
+    assert not restored[19:].any()
+    assert not restored[:, 130:].any()
+    # Input 13 is byte 1 of the line that begins at input 12, or the high half of byte 1 of that which begins at 8.
+    naught, line, half = (128, 3, 0) if bits == 8 else (8, 1, 4)
+    assert (int(made.values[1, line, 2, 1]) >> half) % (1 << bits) == naught - 5
+    assert int((made.values != naught * (1 if bits == 8 else 17)).sum()) == 3
 
 
 @pytest.mark.parametrize("bits, group", KINDS)
 def test_blocks_of_rows_make_no_difference(bits: int, group: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    weight = _draw(9, 130)
+    weight = _draw(37, 130)
     whole = _quantize(weight, bits, group)
     monkeypatch.setattr("mistral_runtime.quantized._VALUES_AT_ONCE", 300)
     assert all(map(torch.equal, _parts(_quantize(weight, bits, group)), _parts(whole)))

@@ -12,7 +12,7 @@ from torch import Tensor
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.engine import Engine, Request
 from mistral_runtime.kernels.rows import kernels_reason
-from mistral_runtime.linear_rows import use_row_kernels
+from mistral_runtime.linear_rows import RowLinear, use_row_kernels
 from mistral_runtime.lookup import MAX_DRAFT
 from mistral_runtime.quantized import QuantizedWeight, quantize
 from mistral_runtime.quantized_file import build_quantized, group_of
@@ -49,6 +49,17 @@ def model(request: pytest.FixtureRequest) -> Transformer:
 
 
 @torch.inference_mode()
+def test_a_prompt_gets_what_its_tokens_get_one_by_one(model: Transformer) -> None:
+    """For integers, whose products are the same for any number of rows; bfloat16 goes to oneDNN for many."""
+    if isinstance(model.output, RowLinear) or model.output._kernels is None or model.output._kernels.max_rows:
+        pytest.skip("prompts are multiplied otherwise here")
+    ids = torch.randint(0, CONFIG.vocab_size, (1, 60), generator=torch.Generator().manual_seed(2))
+    one, many = (model.new_cache(60) for _ in range(2))
+    alone = torch.cat([model(ids[:, at : at + 1], one) for at in range(60)], dim=1)
+    assert torch.equal(alone, model(ids, many))
+
+
+@torch.inference_mode()
 @pytest.mark.parametrize("threads", [1, 2])
 def test_positions_get_the_same_logits_alone_and_together(model: Transformer, threads: int) -> None:
     before = torch.get_num_threads()
@@ -67,7 +78,9 @@ def test_positions_get_the_same_logits_alone_and_together(model: Transformer, th
         torch.set_num_threads(before)
 
 
-def test_guesses_leave_a_greedy_answer_as_it_is(model: Transformer) -> None:
+def test_guesses_leave_a_greedy_answer_as_it_is(model: Transformer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With as many slots either way: past a window, their number decides in which order attention adds them up."""
+    monkeypatch.setattr("mistral_runtime.engine.cache_slack", lambda _mode: MAX_DRAFT)
     # A prompt that repeats itself, so that there is much to guess, much of it wrongly.
     phrase = random.Random(3).sample(range(3, 700), 12)
     prompt = [1, *phrase * 3]

@@ -19,7 +19,9 @@ from pathlib import Path
 import torch
 
 SOURCE = Path(__file__).with_name("rows.c")
+TILES_SOURCE = Path(__file__).with_name("tiles.c")
 ATTENTION_SOURCE = Path(__file__).with_name("attention.c")
+_HEADERS = Path(__file__).parent
 CACHE_VARIABLE = "MISTRAL_RUNTIME_CACHE"
 _OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-ffp-contract=off", "-std=gnu11")
 _COMPILER_SECONDS = 120
@@ -106,7 +108,9 @@ def _require_ours(path: Path) -> None:
 def _key(source: Path, compiler: str, openmp: Path) -> str:
     digest = hashlib.sha256()
     version = _run([compiler, "--version"])
-    for part in (source.read_text(), version, " ".join(_OPTIONS), str(openmp), torch.__version__, _processor()):
+    headers = [path.read_text() for path in sorted(_HEADERS.glob("*.h"))]
+    machine = (version, " ".join(_OPTIONS), str(openmp), torch.__version__, _processor())
+    for part in (source.read_text(), *headers, *machine):
         digest.update(os.fsencode(part) + b"\0")
     return digest.hexdigest()[:24]
 
@@ -125,7 +129,7 @@ def _compile(source: Path, compiler: str, openmp: Path, path: Path, key: str) ->
     """Compile into a hidden directory and rename: two processes at once, or one that dies, leave no half library."""
     with tempfile.TemporaryDirectory(prefix=".build-", dir=path.parent) as scratch:
         made, library = Path(scratch, "kernels.o"), Path(scratch, "kernels.so")
-        _run([compiler, *_OPTIONS, "-c", str(source), "-o", str(made)])
+        _run([compiler, *_OPTIONS, "-I", str(_HEADERS), "-c", str(source), "-o", str(made)])
         # Linked by name, not with -fopenmp: that would bring the system's own OpenMP.
         _run([compiler, "-shared", str(made), str(openmp), "-lm", "-o", str(library)])
         with library.open("r+b") as file:
