@@ -56,7 +56,9 @@ class RollingKVCache:
         self.capacity = cache_positions(config, context, slack=slack)
         self.length = 0  # positions stored so far, including those already rolled out
         self._written = 0  # the largest length there ever was: what lies below it minus C has been overwritten
-        self._window = config.sliding_window
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.window = config.sliding_window
         self._slack = slack
         self._rolls = config.sliding_window is not None and self.capacity == config.sliding_window + slack
         shape = (batch_size, config.n_kv_heads, self.capacity, config.head_dim)
@@ -92,7 +94,7 @@ class RollingKVCache:
 
     def hides_nothing(self, count: int) -> bool:
         """Say whether `count` new positions may see every column they are compared with, so that no mask is needed."""
-        return count == 1 and (self._window is None or min(self.length + 1, self.capacity) <= self._window)
+        return count == 1 and (self.window is None or min(self.length + 1, self.capacity) <= self.window)
 
     def seen_positions(self, count: int) -> Tensor:
         """Return the position behind each column that a chunk of `count` new positions is compared with, (S,).

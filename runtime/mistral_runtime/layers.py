@@ -9,9 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from mistral_runtime.attention import Attention
+from mistral_runtime.attention import Attention, Sequences
 from mistral_runtime.config import ModelConfig
-from mistral_runtime.kv_cache import RollingKVCache
 from mistral_runtime.mixture import MixtureOfExperts
 
 
@@ -55,11 +54,9 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward = _feed_forward(config)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: RollingKVCache, layer: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, sequences: Sequences, layer: int) -> Tensor:
         """Return `x` (B, T, dim) after this layer."""
-        x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache, layer)
+        x = x + self.attention(self.attention_norm(x), cos, sin, sequences, layer)
         fed: Tensor = x + self.feed_forward(self.ffn_norm(x))
         return fed
 

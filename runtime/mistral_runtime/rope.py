@@ -6,6 +6,7 @@ Dimension pairs are (2i, 2i+1): what the published `consolidated` files are laid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -30,6 +31,16 @@ def rope_cos_sin(
         cos, sin = torch.cat([block[0] for block in blocks]), torch.cat([block[1] for block in blocks])
     start = positions.start - first * _BLOCK
     return cos[start : start + len(positions)], sin[start : start + len(positions)]
+
+
+def rope_of_all(
+    sequences: Sequence[range], *, head_dim: int, theta: float, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Return `rope_cos_sin` of several sequences' positions, one behind the other, (T, 1, D) with T in all."""
+    parts = [rope_cos_sin(positions, head_dim=head_dim, theta=theta, device=device) for positions in sequences]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([cos for cos, _ in parts]), torch.cat([sin for _, sin in parts])
 
 
 @lru_cache(maxsize=16)  # 512 KiB each at D = 128; more than a few are in use only where many sequences take turns
