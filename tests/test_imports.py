@@ -93,6 +93,7 @@ OWNERS = {
             "kernels.attention",
             "kernels.build",
             "kernels.rows",
+            "kernels.rowwise",
             "kv_cache",
             "layers",
             "linear_rows",

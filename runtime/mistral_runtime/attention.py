@@ -60,7 +60,6 @@ class Attention(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.n_heads = config.n_heads
         self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
         self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
         self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
@@ -69,10 +68,7 @@ class Attention(nn.Module):
     def forward(self, x: Tensor, cos: Tensor, sin: Tensor, sequences: Sequences, layer: int) -> Tensor:
         """Return what each of the T positions of `x` (B, T, dim) gathers from those it may see."""
         per_head = (*x.shape[:2], -1, self.head_dim)
-        # Turned together: at one position the number of operations is what takes the time.
-        both = torch.cat((self.wq(x).view(per_head), self.wk(x).view(per_head)), dim=2)  # (B, T, H+K, D)
-        turned = apply_rope(both, cos, sin)
-        q, k = turned[:, :, : self.n_heads], turned[:, :, self.n_heads :]  # (B, T, H, D), (B, T, K, D)
+        q, k = apply_rope(self.wq(x).view(per_head), self.wk(x).view(per_head), cos, sin)  # (B, T, H or K, D)
         v: Tensor = self.wv(x).view(per_head)  # (B, T, K, D)
         gathered: Tensor = self.wo(sequences.attend(layer, q, k, v))  # (B, T, dim)
         return gathered

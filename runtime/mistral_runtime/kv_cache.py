@@ -58,6 +58,7 @@ class RollingKVCache:
         self._written = 0  # the largest length there ever was: what lies below it minus C has been overwritten
         self.batch_size = batch_size
         self.device = torch.device(device)
+        self.dtype = dtype
         self.window = config.sliding_window
         self._slack = slack
         self._rolls = config.sliding_window is not None and self.capacity == config.sliding_window + slack
@@ -66,6 +67,11 @@ class RollingKVCache:
         # A buffer per layer, (B, K, C, D), and not one for all: a compiler sees which layers do not touch each other.
         self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
         self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
+
+        # Where each layer's keys and values begin, (L, 2), for kernels that are handed many caches at once.
+        self.addresses = torch.tensor(
+            [[k.data_ptr(), v.data_ptr()] for k, v in zip(self.keys, self.values, strict=True)], dtype=torch.int64
+        )
 
     @property
     def filled(self) -> int:
@@ -102,11 +108,12 @@ class RollingKVCache:
         Where the chunk can be written first: the slots after it was stored. Else: the filled slots, then the new
         positions.
         """
-        if self._writes_first(count):
+        if self.writes_first(count):
             return self._slot_positions(self.length + count)
         return torch.cat((self._slot_positions(self.length), torch.arange(self.length, self.length + count)))
 
-    def _writes_first(self, count: int) -> bool:
+    def writes_first(self, count: int) -> bool:
+        """Say whether `count` new positions can be stored before anything is looked at."""
         return count <= self._slack + 1 or self.length + count <= self.capacity
 
     def _slot_positions(self, length: int) -> Tensor:
@@ -121,7 +128,7 @@ class RollingKVCache:
         layer.
         """
         count = keys.shape[2]
-        if self._writes_first(count):
+        if self.writes_first(count):
             self._store(layer, keys, values)
             filled = min(self.length + count, self.capacity)
             return self.keys[layer][:, :, :filled], self.values[layer][:, :, :filled]

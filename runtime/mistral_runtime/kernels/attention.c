@@ -9,8 +9,12 @@
  * Products are of bfloat16, sums and exponentials of float32. A weight of the softmax is rounded to bfloat16, and what
  * the weights are divided by is the sum of the rounded ones: they add up to one.
  *
- * Shapes: q (B, T, H, D), out likewise; k and v (B, K, S, D) with rows of D side by side; visible (T, S), a byte each, or
- * none where everything can be seen.
+ * A call is for the rows of many sequences, each with a cache of its own. A sequence's new keys and values are stored by
+ * whoever goes over the slots they belong in, just before, so that nobody waits for anybody.
+ *
+ * Shapes: q (T, H, D) with the rows of all sequences, out likewise; new keys and values (T, K, D); a cache's (K, C, D) with
+ * rows of D side by side, of which S are seen; visible (T, S) for a sequence's own T, a byte each, or none where
+ * everything can be seen.
  */
 #include <math.h>
 #include <stdint.h>
@@ -202,27 +206,55 @@ INLINE void mix(const uint16_t *weights, const uint16_t *v, const uint16_t *next
     }
 }
 
+/* One sequence of a call, as attention.py lays it out. */
 typedef struct {
-    const uint16_t *q, *k, *v;
+    uint16_t *k, *v;
     const uint8_t *visible;
-    long t, heads, kv_heads, d, s, batch_stride, head_stride;
+    long row, t, s; /* its first row in q, how many it has, and how many slots they are compared with */
+    long head_stride; /* values from one head's keys to the next one's */
+    long slot, capacity; /* where its first new key belongs; the i-th goes to (slot + i) mod capacity. No new keys: -1 */
+} Sequence;
+
+typedef struct {
+    const uint16_t *q, *new_k, *new_v;
+    long heads, kv_heads, d;
     float scale;
 } Problem;
 
+/* Where a sequence's work begins in that of all of them; the element behind the last has the sums. */
+typedef struct {
+    long task, item, partial;
+} Place;
+
+INLINE long chunks_of(const Sequence *sequence) { return (sequence->s + CHUNK - 1) / CHUNK; }
+
+/* How many rows, of new positions times query heads of a key head, are computed at once from `first` position on. */
+INLINE long rows_from(const Sequence *sequence, long first, long groups) {
+    long left = sequence->t - first;
+    return left <= 0 ? 0 : (left < POSITIONS ? left : POSITIONS) * groups;
+}
+
+static void store(const Problem *p, const Sequence *sequence, long head, long begin, long count) {
+    for (long i = 0; i < sequence->t; i++) {
+        long slot = (sequence->slot + i) % sequence->capacity, from = ((sequence->row + i) * p->kv_heads + head) * p->d;
+        if (slot < begin || slot >= begin + count) continue;
+        memcpy(sequence->k + head * sequence->head_stride + slot * p->d, p->new_k + from, p->d * 2);
+        memcpy(sequence->v + head * sequence->head_stride + slot * p->d, p->new_v + from, p->d * 2);
+    }
+}
+
 /* Say whether none of M rows may see any position of a chunk. */
-static int is_hidden(const Problem *p, long begin, long count, long row, int M) {
-    long groups = p->heads / p->kv_heads;
+static int is_hidden(const Sequence *sequence, long groups, long begin, long count, long row, int M) {
     for (long position = row / groups; position <= (row + M - 1) / groups; position++)
-        if (memchr(p->visible + position * p->s + begin, 1, count)) return 0;
+        if (memchr(sequence->visible + position * sequence->s + begin, 1, count)) return 0;
     return 1;
 }
 
 /* M rows of one key head over one chunk: what they gather, their largest scores and the sums of their weights. */
-INLINE void chunk_of_rows(const Problem *p, long batch, long head, long begin, long row, int M, float *mixed,
-                          float *largest, float *sum) {
-    long groups = p->heads / p->kv_heads, count = p->s - begin < CHUNK ? p->s - begin : CHUNK, d = p->d;
-    long offset = batch * p->batch_stride + head * p->head_stride + begin * d;
-    if (p->visible && is_hidden(p, begin, count, row, M)) { /* the future, or what a window has left behind */
+INLINE void chunk_of_rows(const Problem *p, const Sequence *sequence, long head, long begin, long count, long row, int M,
+                          float *mixed, float *largest, float *sum) {
+    long groups = p->heads / p->kv_heads, d = p->d, offset = head * sequence->head_stride + begin * d;
+    if (sequence->visible && is_hidden(sequence, groups, begin, count, row, M)) { /* the future, or behind a window */
         memset(mixed, 0, M * d * sizeof *mixed);
         for (int i = 0; i < M; i++) largest[i] = -INFINITY, sum[i] = 0;
         return;
@@ -230,15 +262,33 @@ INLINE void chunk_of_rows(const Problem *p, long batch, long head, long begin, l
     float scores[ROWS * CHUNK];
     uint16_t weights[ROWS * CHUNK], rows[ROWS * MOST_DIMENSIONS];
     for (int i = 0; i < M; i++) { /* row = position * groups + head within the group: they lie side by side */
-        long position = (row + i) / groups, member = (row + i) % groups;
-        memcpy(rows + i * d, p->q + ((batch * p->t + position) * p->heads + head * groups + member) * d, d * 2);
+        long position = sequence->row + (row + i) / groups, member = (row + i) % groups;
+        memcpy(rows + i * d, p->q + (position * p->heads + head * groups + member) * d, d * 2);
     }
-    score(rows, p->k + offset, p->v + offset, count, d, p->scale, M, scores);
+    score(rows, sequence->k + offset, sequence->v + offset, count, d, p->scale, M, scores);
     for (int i = 0; i < M; i++) {
-        const uint8_t *visible = p->visible ? p->visible + (row + i) / groups * p->s + begin : NULL;
+        const uint8_t *visible = sequence->visible ? sequence->visible + (row + i) / groups * sequence->s + begin : NULL;
         largest[i] = weigh(scores + i * CHUNK, visible, count, weights + i * CHUNK, sum + i);
     }
-    mix(weights, p->v + offset, p->k + offset + count * d, count, d, M, mixed);
+    mix(weights, sequence->v + offset, sequence->k + offset + count * d, count, d, M, mixed);
+}
+
+/* Rows `first` to first + rows of one key head over one chunk; partial results lie row by row. */
+static void chunk_task(const Problem *p, const Sequence *sequence, long head, long chunk, long first, long rows,
+                       float *mixed, float *largest, float *sum) {
+    long begin = chunk * CHUNK, count = sequence->s - begin < CHUNK ? sequence->s - begin : CHUNK;
+    if (first == 0 && sequence->slot >= 0) store(p, sequence, head, begin, count);
+    for (long row = 0; row < rows; row += ROWS) {
+#define CALL(M) \
+    chunk_of_rows(p, sequence, head, begin, count, first + row, M, mixed + row * p->d, largest + row, sum + row)
+        switch (rows - row) {
+        case 1: CALL(1); break;
+        case 2: CALL(2); break;
+        case 3: CALL(3); break;
+        default: CALL(4);
+        }
+#undef CALL
+    }
 }
 
 /* Join one row's chunks. */
@@ -255,44 +305,61 @@ static void join(const float *mixed, const float *largest, const float *sum, lon
     for (long at = 0; at < d; at++) out[at] = narrow(values[at] / total);
 }
 
-/* Strides count values. Returns 1 where there is no memory, 2 where there are more dimensions than room. */
-int attend_bf16(const uint16_t *q, const uint16_t *k, const uint16_t *v, const uint8_t *visible, uint16_t *out, long b,
-                long t, long heads, long kv_heads, long d, long s, long batch_stride, long head_stride, float scale,
-                int threads) {
+/* Lay out the work from `first` position on; partial results of a later stretch take no more room than the first's. */
+static void lay_out(const Sequence *sequences, long n, long first, long kv_heads, long groups, Place *places) {
+    places[0] = (Place){0, 0, 0};
+    for (long i = 0; i < n; i++) {
+        long rows = rows_from(sequences + i, first, groups), chunks = rows ? chunks_of(sequences + i) : 0;
+        places[i + 1].task = places[i].task + kv_heads * chunks;
+        places[i + 1].item = places[i].item + kv_heads * rows;
+        places[i + 1].partial = places[i].partial + kv_heads * chunks * rows;
+    }
+}
+
+/* Returns 1 where there is no memory, 2 where there are more dimensions than room. */
+int attend_bf16(const Sequence *sequences, long n, const uint16_t *q, const uint16_t *new_k, const uint16_t *new_v,
+                uint16_t *out, long heads, long kv_heads, long d, float scale, int threads) {
     if (d > MOST_DIMENSIONS) return 2;
-    Problem p = {q, k, v, visible, t, heads, kv_heads, d, s, batch_stride, head_stride, scale};
-    long groups = heads / kv_heads, most = (t < POSITIONS ? t : POSITIONS) * groups, chunks = (s + CHUNK - 1) / CHUNK;
-    float *mixed = malloc((size_t)b * kv_heads * chunks * most * (d + 2) * sizeof *mixed);
-    if (!mixed) return 1;
-    float *largest = mixed + b * kv_heads * chunks * most * d, *sum = largest + b * kv_heads * chunks * most;
+    Problem p = {q, new_k, new_v, heads, kv_heads, d, scale};
+    long groups = heads / kv_heads, longest = 0;
+    for (long i = 0; i < n; i++) longest = sequences[i].t > longest ? sequences[i].t : longest;
+    Place *places = malloc((n + 1) * sizeof *places);
+    if (!places) return 1;
+    lay_out(sequences, n, 0, kv_heads, groups, places);
+    long most = places[n].partial;
+    float *mixed = malloc((size_t)most * (d + 2) * sizeof *mixed), *largest = mixed + most * d, *sum = largest + most;
+    if (!mixed) {
+        free(places);
+        return 1;
+    }
 #pragma omp parallel num_threads(threads)
-    for (long first = 0; first < t * groups; first += most) {
-        long rows = t * groups - first < most ? t * groups - first : most;
+    for (long first = 0; first < longest; first += POSITIONS) {
+        if (first) {
+#pragma omp single
+            lay_out(sequences, n, first, kv_heads, groups, places);
+        }
+        long i = 0;
         /* In runs: each thread reads stretches of memory, and has as many heads' hidden chunks as the others. */
 #pragma omp for schedule(static)
-        for (long task = 0; task < b * kv_heads * chunks; task++) {
-            long chunk = task % chunks, head = task / chunks % kv_heads, batch = task / chunks / kv_heads;
-            for (long row = 0; row < rows; row += ROWS) {
-                long at = task * rows + row;
-#define CALL(M) \
-    chunk_of_rows(&p, batch, head, chunk * CHUNK, first + row, M, mixed + at * d, largest + at, sum + at)
-                switch (rows - row) {
-                case 1: CALL(1); break;
-                case 2: CALL(2); break;
-                case 3: CALL(3); break;
-                default: CALL(4);
-                }
-#undef CALL
-            }
+        for (long task = 0; task < places[n].task; task++) {
+            while (task >= places[i + 1].task) i++;
+            long rows = rows_from(sequences + i, first, groups), chunks = chunks_of(sequences + i);
+            long own = task - places[i].task, at = places[i].partial + own * rows;
+            chunk_task(&p, sequences + i, own / chunks, own % chunks, first * groups, rows, mixed + at * d, largest + at,
+                       sum + at);
         }
+        i = 0;
 #pragma omp for schedule(static)
-        for (long item = 0; item < b * kv_heads * rows; item++) {
-            long row = item % rows, head = item / rows % kv_heads, batch = item / rows / kv_heads;
-            long at = (batch * kv_heads + head) * chunks * rows + row, position = (first + row) / groups;
-            uint16_t *to = out + ((batch * t + position) * heads + head * groups + (first + row) % groups) * d;
+        for (long item = 0; item < places[n].item; item++) {
+            while (item >= places[i + 1].item) i++;
+            long rows = rows_from(sequences + i, first, groups), chunks = chunks_of(sequences + i);
+            long row = (item - places[i].item) % rows, head = (item - places[i].item) / rows;
+            long at = places[i].partial + head * chunks * rows + row, position = sequences[i].row + first + row / groups;
+            uint16_t *to = out + (position * heads + head * groups + row % groups) * d;
             join(mixed + at * d, largest + at, sum + at, chunks, rows, d, to);
         }
     }
     free(mixed);
+    free(places);
     return 0;
 }

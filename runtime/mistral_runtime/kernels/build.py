@@ -20,6 +20,7 @@ import torch
 
 SOURCE = Path(__file__).with_name("rows.c")
 ATTENTION_SOURCE = Path(__file__).with_name("attention.c")
+ROWWISE_SOURCE = Path(__file__).with_name("rowwise.c")
 CACHE_VARIABLE = "MISTRAL_RUNTIME_CACHE"
 _OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-ffp-contract=off", "-std=gnu11")
 _COMPILER_SECONDS = 120
