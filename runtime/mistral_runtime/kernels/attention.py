@@ -77,8 +77,9 @@ class AttentionKernel:
             ValueError: A type or layout that the kernel would misread.
             MemoryError: No room for partial sums.
         """
-        if any(t.dtype != torch.bfloat16 or t.device.type != "cpu" or not t.is_contiguous() for t in (q, k, v, out)):
-            raise ValueError("expected plain queries, keys and values in bfloat16 on the CPU")
+        for t in (q, k, v, out):
+            if t.dtype != torch.bfloat16 or not t.is_cpu or not t.is_contiguous():
+                raise ValueError("expected plain queries, keys and values in bfloat16 on the CPU")
         self._call(table, layer, q, k, v, out, k.shape[2])
 
     def _call(

@@ -86,7 +86,7 @@ class RowwiseKernels:
 
 def kernels_for(x: Tensor) -> RowwiseKernels | None:
     """Return the kernels where they are made for such rows: bfloat16 on the CPU, no gradients, no compiler of steps."""
-    if x.dtype != torch.bfloat16 or x.device.type != "cpu" or torch.compiler.is_compiling() or torch.is_grad_enabled():
+    if torch.is_grad_enabled() or x.dtype != torch.bfloat16 or not x.is_cpu or torch.compiler.is_compiling():
         return None
     return rowwise_kernels()
 
@@ -123,9 +123,9 @@ def _are_right(kernels: RowwiseKernels) -> bool:
 
 
 def _plain(x: Tensor) -> Tensor:
-    if x.dtype != torch.bfloat16 or x.device.type != "cpu":
+    if x.dtype != torch.bfloat16 or not x.is_cpu:
         raise ValueError(f"expected bfloat16 on the CPU, found {x.dtype} on {x.device}")
-    return x.contiguous()
+    return x if x.is_contiguous() else x.contiguous()
 
 
 def _require(fits: bool, one: Tensor, other: Tensor) -> None:
