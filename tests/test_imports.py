@@ -95,6 +95,7 @@ OWNERS = {
             "kernels.rows",
             "kernels.rowwise",
             "kv_cache",
+            "kv_int8",
             "layers",
             "linear_rows",
             "loading",

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.kv_cache import RollingKVCache
+from mistral_runtime.kv_int8 import Int8KVCache, KvKind
 from mistral_runtime.layers import RMSNorm, TransformerBlock
 from mistral_runtime.rope import rope_of_all
 from mistral_runtime.step_attention import StepAttention
@@ -22,6 +23,7 @@ class Transformer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
+        self.kv: KvKind = "exact"  # how the caches of `new_cache` keep keys and values
         # Given a weight: its own random start, on the meta device, makes torch import a second's worth of compiler.
         self.tok_embeddings = nn.Embedding(
             config.vocab_size, config.dim, _weight=torch.empty(config.vocab_size, config.dim)
@@ -42,7 +44,8 @@ class Transformer(nn.Module):
 
     def new_cache(self, context: int, *, batch_size: int = 1, slack: int = 0) -> RollingKVCache:
         """Return an empty cache for sequences of up to `context` positions, `slack` of which can be taken back."""
-        return RollingKVCache(
+        kind = Int8KVCache if self.kv == "int8" else RollingKVCache
+        return kind(
             self.config,
             context=context,
             dtype=self.dtype,

@@ -25,10 +25,15 @@ class SequenceTable:
     Holds addresses: whoever made it keeps caches and masks alive for as long as it is used.
     """
 
-    def __init__(self, keys_and_values: Tensor, fields: Sequence[tuple[int, ...]]) -> None:
-        """Take addresses (L, N, 2), and for each of N sequences the fields of `Sequence` in attention.c behind them."""
-        rows = torch.tensor(fields, dtype=torch.int64).expand(keys_and_values.shape[0], -1, -1)
-        self._rows = torch.cat((keys_and_values, rows), dim=2)  # (L, N, 2 + fields)
+    def __init__(self, addresses: Tensor, fields: Sequence[tuple[int, ...]]) -> None:
+        """Take what differs between layers and what does not, each as the fields of `Sequence` in attention.c.
+
+        Args:
+            addresses: Of keys, values and their scales (0 without any), (L, N, 4).
+            fields: The others of each of the N sequences.
+        """
+        rows = torch.tensor(fields, dtype=torch.int64).expand(addresses.shape[0], -1, -1)
+        self._rows = torch.cat((addresses, rows), dim=2)  # (L, N, 4 + fields)
         self._bytes_per_layer = self._rows[0].nbytes
         self._address = self._rows.data_ptr()
         self.count = len(fields)
@@ -62,7 +67,7 @@ class AttentionKernel:
         seen = k.shape[2]
         _require_layout(q, k, v, mask)
         visible = 0 if mask is None else mask.data_ptr()
-        addresses = [[[t.data_ptr() + b * t.stride(0) * t.itemsize for t in (k, v)] for b in range(batch)]]
+        addresses = [[[*(t[b].data_ptr() for t in (k, v)), 0, 0] for b in range(batch)]]
         fields = [(visible, b * count, count, seen, k.stride(1), -1, 1) for b in range(batch)]
         out = torch.empty(batch, count, heads * head_dim, dtype=torch.bfloat16)
         self._call(SequenceTable(torch.tensor(addresses), fields), 0, q, None, None, out, k.shape[1])
