@@ -173,6 +173,9 @@ def run(
     lookup: Annotated[
         str | None, typer.Option("--lookup", metavar="MODE", help="Guess ahead from the text: auto, on or off.")
     ] = None,
+    kv: Annotated[
+        str | None, typer.Option("--kv", metavar="KIND", help="Keys and values: exact, or int8 for half the cache.")
+    ] = None,
 ) -> int:
     """Fetch a model if it is missing, verify it, and generate text from a prompt."""
     if prompt is None and sys.stdin.isatty():
@@ -200,6 +203,7 @@ def run(
             "--lora-scale": lora_scale,
             "--tp": tp,
             "--lookup": lookup,
+            "--kv": kv,
         }
     )
     options += [f"--stop={text}" for text in stop or []]
@@ -243,6 +247,9 @@ def chat(
     lookup: Annotated[
         str | None, typer.Option("--lookup", metavar="MODE", help="Guess ahead from the text: auto, on or off.")
     ] = None,
+    kv: Annotated[
+        str | None, typer.Option("--kv", metavar="KIND", help="Keys and values: exact, or int8 for half the cache.")
+    ] = None,
 ) -> int:
     """Fetch a model if it is missing, verify it, and talk to it line by line."""
     if front.is_json:
@@ -264,6 +271,7 @@ def chat(
             "--lora-scale": lora_scale,
             "--tp": tp,
             "--lookup": lookup,
+            "--kv": kv,
         }
     )
     options += ["--timings"] * timings + ["--lora-apart"] * lora_apart + ["--compile"] * compile_steps

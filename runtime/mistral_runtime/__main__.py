@@ -192,6 +192,7 @@ def _compute(args: argparse.Namespace) -> ComputeOptions:
         compile=getattr(args, "compile", False),
         lookup=getattr(args, "lookup", "off"),
         quantize=args.quantize,
+        kv=args.kv,
     )
 
 

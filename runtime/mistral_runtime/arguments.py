@@ -203,6 +203,12 @@ def _add_machine_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--quantize", choices=("int8", "int4"), help="matrices of 8 or 4 bits; smaller and faster, not exact"
     )
+    group.add_argument(
+        "--kv",
+        choices=("exact", "int8"),
+        default="exact",
+        help="keys and values as computed, or 8 bits: half the cache",
+    )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as many as may run at once)")
     group.add_argument("--ignore-memory-plan", action="store_true", help="load even if the plan does not fit")
 

@@ -1,10 +1,12 @@
 """Grouped-query attention (Ainslie et al. 2023, arXiv 2305.13245) under a sliding causal window.
 
 Shapes: B batch, T new positions, S visible positions, H query heads, K key heads, D head dimension. Owns the mask
-and the choice of kernel; where keys are kept is `kv_cache.py`'s affair.
+and the choice of kernel. Where keys are kept is `kv_cache.py`'s affair, and whose they are `step_attention.py`'s.
 """
 
 from __future__ import annotations
+
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +14,6 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.kernels.attention import attention_kernel, rows_side_by_side, takes
-from mistral_runtime.kv_cache import RollingKVCache
 from mistral_runtime.rope import apply_rope
 
 
@@ -46,28 +47,28 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> T
     return mixed.reshape(batch, count, heads * head_dim)
 
 
+class Sequences(Protocol):
+    """Those that a step goes on with. They know what was there before and what may be seen; see `step_attention.py`."""
+
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store one layer's new keys and values (B, T, K, D) and return what q (B, T, H, D) gathers, (B, T, H·D)."""
+
+
 class Attention(nn.Module):
     """One layer's attention, named as in Mistral's checkpoints."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.head_dim = config.head_dim
-        self.n_heads = config.n_heads
         self.wq = nn.Linear(config.dim, config.n_heads * config.head_dim, bias=False)
         self.wk = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
         self.wv = nn.Linear(config.dim, config.n_kv_heads * config.head_dim, bias=False)
         self.wo = nn.Linear(config.n_heads * config.head_dim, config.dim, bias=False)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: RollingKVCache, layer: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, sequences: Sequences, layer: int) -> Tensor:
         """Return what each of the T positions of `x` (B, T, dim) gathers from those it may see."""
         per_head = (*x.shape[:2], -1, self.head_dim)
-        # Turned together: at one position the number of operations is what takes the time.
-        both = torch.cat((self.wq(x).view(per_head), self.wk(x).view(per_head)), dim=2)  # (B, T, H+K, D)
-        turned = apply_rope(both, cos, sin)
-        q, k = turned[:, :, : self.n_heads], turned[:, :, self.n_heads :]  # (B, T, H, D), (B, T, K, D)
+        q, k = apply_rope(self.wq(x).view(per_head), self.wk(x).view(per_head), cos, sin)  # (B, T, H or K, D)
         v: Tensor = self.wv(x).view(per_head)  # (B, T, K, D)
-        keys, values = cache.update(layer, k.transpose(1, 2), v.transpose(1, 2))  # (B, K, S, D)
-        gathered: Tensor = self.wo(grouped_attention(q, keys, values, mask))  # (B, T, dim)
+        gathered: Tensor = self.wo(sequences.attend(layer, q, k, v))  # (B, T, dim)
         return gathered

@@ -15,6 +15,7 @@ import torch
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.errors import DeviceUnavailable, NotEnoughMemory
 from mistral_runtime.kv_cache import cache_bytes
+from mistral_runtime.kv_int8 import KvKind, bytes_per_head
 from mistral_runtime.machine import available_memory, usable_cores
 
 DEVICES = ("auto", "cuda", "mps", "xpu", "cpu")
@@ -168,15 +169,21 @@ class MemoryPlan:
 
 
 def plan_memory(
-    config: ModelConfig, compute: Compute, *, context: int, prefill_chunk: int, slack: int = 0
+    config: ModelConfig,
+    compute: Compute,
+    *,
+    context: int,
+    prefill_chunk: int,
+    slack: int = 0,
+    kv: KvKind = "exact",
 ) -> MemoryPlan:
-    """Return the plan for sequences of up to `context` positions, in a cache with `slack`; see `RollingKVCache`."""
+    """Return the plan for sequences of up to `context` positions; for `slack` see `RollingKVCache`."""
     width = compute.dtype.itemsize
     # One chunk's widest moment: three feed-forward rows and some eight of the stream, in float32 at worst.
     activations = min(prefill_chunk, context) * (3 * config.hidden_dim + 8 * config.dim) * 4
     return MemoryPlan(
         weights=config.parameter_count() * width,
-        cache=cache_bytes(config, context, bytes_per_value=width, slack=slack),
+        cache=cache_bytes(config, context, bytes_per_head=bytes_per_head(config, kv, compute.dtype), slack=slack),
         workspace=_BASE_WORKSPACE_BYTES + activations + config.vocab_size * 4,
         available=_device_memory(compute.device),
         device=str(compute.device),

@@ -9,11 +9,11 @@ them: compiled and eager steps can follow each other in one answer.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import cast
 
 import torch
 from torch import Tensor
 
+from mistral_runtime.attention import grouped_attention
 from mistral_runtime.engine import Step, eager_step
 from mistral_runtime.kv_cache import RollingKVCache
 from mistral_runtime.layers import TransformerBlock
@@ -33,11 +33,12 @@ class OneSlot:
         """
         self._keys, self._values, self._slot, self._filled = keys, values, slot, seen.shape[0]
 
-    def update(self, _layer: int, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
-        """Store keys and values (B, K, 1, D) and return all that can be seen, (B, K, S, D)."""
-        self._keys.index_copy_(2, self._slot, keys)
-        self._values.index_copy_(2, self._slot, values)
-        return self._keys.narrow(2, 0, self._filled), self._values.narrow(2, 0, self._filled)
+    def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Store keys and values (B, 1, K, D) and return what q (B, 1, H, D) gathers of all of them, (B, 1, H·D)."""
+        self._keys.index_copy_(2, self._slot, k.transpose(1, 2))
+        self._values.index_copy_(2, self._slot, v.transpose(1, 2))
+        seen = self._keys.narrow(2, 0, self._filled), self._values.narrow(2, 0, self._filled)
+        return grouped_attention(q, *seen, None)
 
 
 def block_step(
@@ -51,8 +52,7 @@ def block_step(
     seen: Tensor,
 ) -> Tensor:
     """Return `x` (B, 1, dim) after one layer; what is compiled. See `OneSlot` for the last four."""
-    cache = cast("RollingKVCache", OneSlot(keys, values, slot, seen))  # a layer only ever calls `update`
-    out: Tensor = layer(x, cos, sin, None, cache, 0)
+    out: Tensor = layer(x, cos, sin, OneSlot(keys, values, slot, seen), 0)
     return out
 
 

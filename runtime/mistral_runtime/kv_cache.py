@@ -16,9 +16,9 @@ def cache_positions(config: ModelConfig, context: int, *, slack: int = 0) -> int
     return context if config.sliding_window is None else min(context, config.sliding_window + slack)
 
 
-def cache_bytes(config: ModelConfig, context: int, *, bytes_per_value: int, slack: int = 0) -> int:
-    """Return the size of such a cache: keys and values, every layer, batch of one."""
-    per_position = 2 * config.n_layers * config.n_kv_heads * config.head_dim * bytes_per_value
+def cache_bytes(config: ModelConfig, context: int, *, bytes_per_head: int, slack: int = 0) -> int:
+    """Return the size of such a cache, every layer, batch of one; a head's key or value takes `bytes_per_head`."""
+    per_position = 2 * config.n_layers * config.n_kv_heads * bytes_per_head
     return cache_positions(config, context, slack=slack) * per_position
 
 
@@ -56,14 +56,25 @@ class RollingKVCache:
         self.capacity = cache_positions(config, context, slack=slack)
         self.length = 0  # positions stored so far, including those already rolled out
         self._written = 0  # the largest length there ever was: what lies below it minus C has been overwritten
-        self._window = config.sliding_window
+        self.batch_size = batch_size
+        self.device = torch.device(device)
+        self.dtype = dtype
+        self.window = config.sliding_window
         self._slack = slack
         self._rolls = config.sliding_window is not None and self.capacity == config.sliding_window + slack
         shape = (batch_size, config.n_kv_heads, self.capacity, config.head_dim)
-        # Uninitialised on purpose: untouched pages cost no memory. Every read is cut to slots that were written.
         # A buffer per layer, (B, K, C, D), and not one for all: a compiler sees which layers do not touch each other.
-        self.keys = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
-        self.values = [torch.empty(shape, dtype=dtype, device=device) for _ in range(config.n_layers)]
+        self.keys, self.values = self._buffers(config, shape), self._buffers(config, shape)
+        # Where each layer's keys, values and their scales begin, (L, 4), for a kernel that is handed many caches.
+        self.addresses = torch.tensor(
+            [[k.data_ptr(), v.data_ptr(), 0, 0] for k, v in zip(self.keys, self.values, strict=True)], dtype=torch.int64
+        )
+
+    def _buffers(
+        self, config: ModelConfig, shape: tuple[int, ...], *, dtype: torch.dtype | None = None
+    ) -> list[Tensor]:
+        # Uninitialised on purpose: untouched pages cost no memory. Every read is cut to slots that were written.
+        return [torch.empty(shape, dtype=dtype or self.dtype, device=self.device) for _ in range(config.n_layers)]
 
     @property
     def filled(self) -> int:
@@ -92,7 +103,7 @@ class RollingKVCache:
 
     def hides_nothing(self, count: int) -> bool:
         """Say whether `count` new positions may see every column they are compared with, so that no mask is needed."""
-        return count == 1 and (self._window is None or min(self.length + 1, self.capacity) <= self._window)
+        return count == 1 and (self.window is None or min(self.length + 1, self.capacity) <= self.window)
 
     def seen_positions(self, count: int) -> Tensor:
         """Return the position behind each column that a chunk of `count` new positions is compared with, (S,).
@@ -100,11 +111,12 @@ class RollingKVCache:
         Where the chunk can be written first: the slots after it was stored. Else: the filled slots, then the new
         positions.
         """
-        if self._writes_first(count):
+        if self.writes_first(count):
             return self._slot_positions(self.length + count)
         return torch.cat((self._slot_positions(self.length), torch.arange(self.length, self.length + count)))
 
-    def _writes_first(self, count: int) -> bool:
+    def writes_first(self, count: int) -> bool:
+        """Say whether `count` new positions can be stored before anything is looked at."""
         return count <= self._slack + 1 or self.length + count <= self.capacity
 
     def _slot_positions(self, length: int) -> Tensor:
@@ -118,27 +130,26 @@ class RollingKVCache:
         The columns of the result (B, K, S, D) are those of `seen_positions(T)`. Call `advance(T)` after the last
         layer.
         """
-        count = keys.shape[2]
-        if self._writes_first(count):
-            self._store(layer, keys, values)
-            filled = min(self.length + count, self.capacity)
-            return self.keys[layer][:, :, :filled], self.values[layer][:, :, :filled]
-        all_keys, all_values = keys, values
-        if self.length:
-            all_keys = torch.cat((self.keys[layer][:, :, : self.filled], keys), dim=2)  # (B, K, S, D)
-            all_values = torch.cat((self.values[layer][:, :, : self.filled], values), dim=2)
-        self._store(layer, keys, values)
-        return all_keys, all_values
+        return self._update(self.keys[layer], keys), self._update(self.values[layer], values)
 
-    def _store(self, layer: int, keys: Tensor, values: Tensor) -> None:
+    def _update(self, buffer: Tensor, new: Tensor) -> Tensor:
+        """Store `new` (B, K, T, …) in one buffer, and return the columns of `seen_positions(T)`."""
+        count = new.shape[2]
+        if self.writes_first(count):
+            self._store(buffer, new)
+            return buffer[:, :, : min(self.length + count, self.capacity)]
+        every = torch.cat((buffer[:, :, : self.filled], new), dim=2) if self.length else new
+        self._store(buffer, new)
+        return every
+
+    def _store(self, buffer: Tensor, new: Tensor) -> None:
         """Write the last C of T positions to their slots: one run of slots, or two where the buffer's end is passed."""
-        count = keys.shape[2]
+        count = new.shape[2]
         done = max(0, count - self.capacity)
         while done < count:
             slot = (self.length + done) % self.capacity
             run = min(count - done, self.capacity - slot)
-            self.keys[layer][:, :, slot : slot + run] = keys[:, :, done : done + run]
-            self.values[layer][:, :, slot : slot + run] = values[:, :, done : done + run]
+            buffer[:, :, slot : slot + run] = new[:, :, done : done + run]
             done += run
 
     def advance(self, count: int) -> None:

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from mistral_runtime.attention import Attention
+from mistral_runtime.attention import Attention, Sequences
 from mistral_runtime.config import ModelConfig
-from mistral_runtime.kv_cache import RollingKVCache
+from mistral_runtime.kernels.rowwise import kernels_for
 from mistral_runtime.mixture import MixtureOfExperts
 
 
@@ -25,9 +25,18 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalise the last dimension of `x`; the mean square is taken in float32."""
+        if (kernels := kernels_for(x)) is not None:
+            return kernels.norm(x, self.weight, self.eps)
         wide = x.float()
         normed = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
         return normed.to(x.dtype) * self.weight
+
+    def after_adding(self, x: Tensor, added: Tensor) -> tuple[Tensor, Tensor]:
+        """Return x + added, and that normalised."""
+        if (kernels := kernels_for(x)) is not None:
+            return kernels.add_and_norm(x, added, self.weight, self.eps)
+        x = x + added
+        return x, self(x)
 
 
 class FeedForward(nn.Module):
@@ -41,7 +50,10 @@ class FeedForward(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the gated projection of `x` (…, dim)."""
-        projected: Tensor = self.w2(silu(self.w1(x)) * self.w3(x))
+        gate, value = self.w1(x), self.w3(x)  # (…, hidden_dim)
+        kernels = kernels_for(x)
+        gated = silu(gate) * value if kernels is None else kernels.gate(gate, value)
+        projected: Tensor = self.w2(gated)
         return projected
 
 
@@ -55,12 +67,11 @@ class TransformerBlock(nn.Module):
         self.ffn_norm = RMSNorm(config.dim, eps=config.norm_eps)
         self.feed_forward = _feed_forward(config)
 
-    def forward(
-        self, x: Tensor, cos: Tensor, sin: Tensor, mask: Tensor | None, cache: RollingKVCache, layer: int
-    ) -> Tensor:
+    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, sequences: Sequences, layer: int) -> Tensor:
         """Return `x` (B, T, dim) after this layer."""
-        x = x + self.attention(self.attention_norm(x), cos, sin, mask, cache, layer)
-        fed: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        attended = self.attention(self.attention_norm(x), cos, sin, sequences, layer)
+        x, normed = self.ffn_norm.after_adding(x, attended)
+        fed: Tensor = x + self.feed_forward(normed)
         return fed
 
 

@@ -6,10 +6,13 @@ Dimension pairs are (2i, 2i+1): what the published `consolidated` files are laid
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
+
+from mistral_runtime.kernels.rowwise import kernels_for
 
 # Angles are made for so many positions at once: a decode step then takes a view instead of making its own.
 _BLOCK = 512
@@ -32,6 +35,16 @@ def rope_cos_sin(
     return cos[start : start + len(positions)], sin[start : start + len(positions)]
 
 
+def rope_of_all(
+    sequences: Sequence[range], *, head_dim: int, theta: float, device: torch.device | str = "cpu"
+) -> tuple[Tensor, Tensor]:
+    """Return `rope_cos_sin` of several sequences' positions, one behind the other, (T, 1, D) with T in all."""
+    parts = [rope_cos_sin(positions, head_dim=head_dim, theta=theta, device=device) for positions in sequences]
+    if len(parts) == 1:
+        return parts[0]
+    return torch.cat([cos for cos, _ in parts]), torch.cat([sin for _, sin in parts])
+
+
 @lru_cache(maxsize=16)  # 512 KiB each at D = 128; more than a few are in use only where many sequences take turns
 @torch.inference_mode(False)  # a tensor made in inference mode could not be used outside of it
 def _block(index: int, head_dim: int, theta: float, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -45,11 +58,19 @@ def _block(index: int, head_dim: int, theta: float, device: torch.device) -> tup
     return cos_twice.float().to(device)[:, None], sin_twice.float().to(device)[:, None]
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the pairs of `x` (B, T, H, D) by the angles behind `cos` and `sin` (T, 1, D).
+def apply_rope(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotate the pairs of q (B, T, H, D) and k (B, T, K, D) by the angles behind `cos` and `sin` (T, 1, D).
 
-    The arithmetic is in float32 whatever the type of `x`: in bfloat16 a rotation would lose half its digits.
+    The arithmetic is in float32 whatever the type of q and k: in bfloat16 a rotation would lose half its digits.
     """
+    if (kernels := kernels_for(q)) is not None:
+        return kernels.rope(q, k, cos, sin)
+    # Turned together: at one position the number of operations is what takes the time.
+    turned = _rotate(torch.cat((q, k), dim=2), cos, sin)
+    return turned[:, :, : q.shape[2]], turned[:, :, q.shape[2] :]
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     wide = x.float()
     swapped = wide.reshape(*x.shape[:-1], -1, 2).flip(-1).flatten(-2)  # (B, T, H, D): odd, even, odd, even, …
     return torch.addcmul(wide * cos, swapped, sin).to(x.dtype)

@@ -19,6 +19,7 @@ from mistral_runtime.config import ModelConfig
 from mistral_runtime.device import Compute, plan_memory
 from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, Step, check_context, eager_step
 from mistral_runtime.errors import BadRequest
+from mistral_runtime.kv_int8 import KvKind
 from mistral_runtime.loading import choose_for, open_weights
 from mistral_runtime.lookup import LookupMode, cache_slack
 from mistral_runtime.lora import LoraOptions, describe, merging, result_fields, set_apart
@@ -55,6 +56,7 @@ class ComputeOptions:
     compile: bool = False
     lookup: LookupMode = "auto"
     quantize: str | None = None
+    kv: KvKind = "exact"
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def load_session(
             context=positions,
             prefill_chunk=PREFILL_CHUNK,
             slack=cache_slack(lookup),
+            kv=options.kv,
         )
         plan = replace(plan, weights=weights.resident_bytes(compute))
     lora, adapter = options.lora, None
@@ -194,6 +197,7 @@ def load_session(
 
             step = compiling = BackgroundCompiledStep(model, compile_decode, report=report)
             resources.callback(compiling.close)
+        model.kv = options.kv
         clock.mark("model_built")
         return Session(
             snapshot,
@@ -216,6 +220,12 @@ def _refuse_together(options: ComputeOptions) -> None:
         (has_ranks and options.lora is not None, "--lora or --tp", "an adapter cannot be spread over several ranks"),
         (has_ranks and options.quantize is not None, "--quantize or --tp", "several ranks cannot quantise"),
         (has_ranks and options.lookup == "on", "--lookup on or --tp", "several ranks cannot guess ahead"),
+        (has_ranks and options.kv != "exact", f"--kv {options.kv} or --tp", "several ranks keep keys and values exact"),
+        (
+            options.compile and options.kv != "exact",
+            f"--kv {options.kv} or --compile",
+            "compiled steps keep keys and values exact",
+        ),
         (options.compile and options.lookup == "on", "--lookup on or --compile", "compiled steps cannot guess ahead"),
     ):
         if is_refused:

@@ -100,6 +100,7 @@ def test_every_option_arrives_as_one_argument(program, runtime, model):
         "--lora-scale": "1.5",
         "--tp": "4",
         "--lookup": "off",
+        "--kv": "int8",
     }
     given = [word for pair in options.items() for word in pair]
     program(

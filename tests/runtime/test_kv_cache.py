@@ -66,7 +66,7 @@ def test_capacity_is_the_smaller_of_window_and_context(
     config = replace(tiny_config, sliding_window=window)
     assert RollingKVCache(config, context=context, dtype=torch.float32).capacity == capacity
     # 2 (keys and values) · 2 layers · 2 heads · 16 values · 4 bytes
-    assert cache_bytes(config, context, bytes_per_value=4) == capacity * 2 * 2 * 2 * 16 * 4
+    assert cache_bytes(config, context, bytes_per_head=4 * 16) == capacity * 2 * 2 * 2 * 16 * 4
 
 
 @pytest.mark.parametrize("window", [None, 64])
@@ -118,5 +118,5 @@ def test_going_back_further_than_the_slack_is_refused(tiny_config: ModelConfig) 
 
 
 def test_slack_is_paid_for_only_by_what_outgrows_the_window(tiny_config: ModelConfig) -> None:
-    sizes = [cache_bytes(tiny_config, context, bytes_per_value=1, slack=15) for context in (5, 20, 100)]
-    assert [size // cache_bytes(tiny_config, 1, bytes_per_value=1) for size in sizes] == [5, 20, 23]
+    sizes = [cache_bytes(tiny_config, context, bytes_per_head=1, slack=15) for context in (5, 20, 100)]
+    assert [size // cache_bytes(tiny_config, 1, bytes_per_head=1) for size in sizes] == [5, 20, 23]

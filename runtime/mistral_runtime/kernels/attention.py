@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import math
 import os
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -18,15 +19,39 @@ _MOST_DIMENSIONS = 512  # as in attention.c
 _POINTER, _LONG = ctypes.c_void_p, ctypes.c_long
 
 
+class SequenceTable:
+    """The sequences of a step as the kernel reads them: a row of numbers for each, and for each layer such rows.
+
+    Holds addresses: whoever made it keeps caches and masks alive for as long as it is used.
+    """
+
+    def __init__(self, addresses: Tensor, fields: Sequence[tuple[int, ...]]) -> None:
+        """Take what differs between layers and what does not, each as the fields of `Sequence` in attention.c.
+
+        Args:
+            addresses: Of keys, values and their scales (0 without any), (L, N, 4).
+            fields: The others of each of the N sequences.
+        """
+        rows = torch.tensor(fields, dtype=torch.int64).expand(addresses.shape[0], -1, -1)
+        self._rows = torch.cat((addresses, rows), dim=2)  # (L, N, 4 + fields)
+        self._bytes_per_layer = self._rows[0].nbytes
+        self._address = self._rows.data_ptr()
+        self.count = len(fields)
+
+    def address(self, layer: int) -> int:
+        """Return where one layer's rows begin."""
+        return self._address + layer * self._bytes_per_layer
+
+
 class AttentionKernel:
-    """softmax(q kᵀ / √D) v in bfloat16 on the CPU, for one new position or a prompt's many.
+    """softmax(q kᵀ / √D) v in bfloat16 on the CPU, for the rows of one or of many sequences.
 
     B batch, T new positions, S visible ones, H query heads, K key heads, D head dimension.
     """
 
     def __init__(self, library: ctypes.CDLL) -> None:
         self._attend = library.attend_bf16
-        self._attend.argtypes = [_POINTER] * 5 + [_LONG] * 8 + [ctypes.c_float, ctypes.c_int]
+        self._attend.argtypes = [_POINTER, _LONG, *[_POINTER] * 4, *[_LONG] * 3, ctypes.c_float, ctypes.c_int]
         self._attend.restype = ctypes.c_int
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
@@ -39,22 +64,53 @@ class AttentionKernel:
             MemoryError: No room for partial sums.
         """
         batch, count, heads, head_dim = q.shape
-        kv_heads, seen = k.shape[1:3]
+        seen = k.shape[2]
         _require_layout(q, k, v, mask)
+        visible = 0 if mask is None else mask.data_ptr()
+        addresses = [[[*(t[b].data_ptr() for t in (k, v)), 0, 0] for b in range(batch)]]
+        fields = [(visible, b * count, count, seen, k.stride(1), -1, 1) for b in range(batch)]
         out = torch.empty(batch, count, heads * head_dim, dtype=torch.bfloat16)
+        self._call(SequenceTable(torch.tensor(addresses), fields), 0, q, None, None, out, k.shape[1])
+        return out
+
+    def step(self, table: SequenceTable, layer: int, q: Tensor, k: Tensor, v: Tensor, out: Tensor) -> None:
+        """Store the new keys and values (1, T, K, D) of all sequences in a table, and attend with q (1, T, H, D).
+
+        Writes to the rows of `out` (1, T, H·D) that belong to one of the sequences.
+
+        Raises:
+            ValueError: A type or layout that the kernel would misread.
+            MemoryError: No room for partial sums.
+        """
+        for t in (q, k, v, out):
+            if t.dtype != torch.bfloat16 or not t.is_cpu or not t.is_contiguous():
+                raise ValueError("expected plain queries, keys and values in bfloat16 on the CPU")
+        self._call(table, layer, q, k, v, out, k.shape[2])
+
+    def _call(
+        self,
+        table: SequenceTable,
+        layer: int,
+        q: Tensor,
+        k: Tensor | None,
+        v: Tensor | None,
+        out: Tensor,
+        kv_heads: int,
+    ) -> None:
+        heads, head_dim = q.shape[2:]
         failed = self._attend(
+            table.address(layer),
+            table.count,
             q.data_ptr(),
-            k.data_ptr(),
-            v.data_ptr(),
-            None if mask is None else mask.data_ptr(),
+            None if k is None else k.data_ptr(),
+            None if v is None else v.data_ptr(),
             out.data_ptr(),
-            *(batch, count, heads, kv_heads, head_dim, seen, k.stride(0), k.stride(1)),
+            *(heads, kv_heads, head_dim),
             1 / math.sqrt(head_dim),
             torch.get_num_threads(),
         )
         if failed:
-            raise MemoryError(f"no room for attention to {seen} positions")
-        return out
+            raise MemoryError(f"no room for attention of {q.shape[1]} positions")
 
 
 def takes(q: Tensor) -> bool:

@@ -21,6 +21,7 @@ import torch
 SOURCE = Path(__file__).with_name("rows.c")
 TILES_SOURCE = Path(__file__).with_name("tiles.c")
 ATTENTION_SOURCE = Path(__file__).with_name("attention.c")
+ROWWISE_SOURCE = Path(__file__).with_name("rowwise.c")
 _HEADERS = Path(__file__).parent
 CACHE_VARIABLE = "MISTRAL_RUNTIME_CACHE"
 _OPTIONS = ("-O3", "-march=native", "-fopenmp", "-fPIC", "-ffp-contract=off", "-std=gnu11")
