@@ -21,8 +21,9 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "bfloat16.h"
+
 #if defined(__AVX512BF16__) && defined(__AVX512BW__)
-#include <immintrin.h>
 #define HAS_BF16_PRODUCTS 1
 #endif
 
@@ -32,23 +33,6 @@
 #define MOST_DIMENSIONS 512
 #define FLOATS_PER_LINE 16
 
-#define INLINE static inline __attribute__((always_inline))
-#define EACH(index, count) _Pragma("GCC unroll 16") for (int index = 0; index < (count); index++)
-
-INLINE float widen(uint16_t bits) {
-    uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, 4);
-    return value;
-}
-
-INLINE uint16_t narrow(float value) { /* to nearest, ties to even, as torch does */
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    if ((bits & 0x7fffffff) > 0x7f800000) return 0x7fc0;
-    return (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-}
-
 /* Keys and values are of bfloat16, or of 8 bits with a scale per position that is multiplied in later. */
 INLINE float value_at(const void *values, long at, int is_int8) {
     return is_int8 ? (float)((const int8_t *)values)[at] : widen(((const uint16_t *)values)[at]);
@@ -56,10 +40,6 @@ INLINE float value_at(const void *values, long at, int is_int8) {
 INLINE const void *behind(const void *values, long n, int is_int8) { return (const char *)values + n * (is_int8 ? 1 : 2); }
 
 #ifdef HAS_BF16_PRODUCTS
-INLINE __m512 widen16(__m256i bits) {
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
-
 /* Return 32 values from `at` on, as bfloat16, which holds every integer of 8 bits. */
 INLINE __m512i load32(const void *values, long at, int is_int8) {
     if (!is_int8) return _mm512_loadu_si512((const uint16_t *)values + at);
@@ -160,7 +140,7 @@ static float weigh(float *scores, const uint8_t *visible, long count, uint16_t *
         __m512 weight = exp16(_mm512_sub_ps(_mm512_loadu_ps(scores + j), _mm512_set1_ps(base)));
         __m256i rounded = (__m256i)_mm512_cvtneps_pbh(weight);
         _mm256_storeu_si256((__m256i *)(weights + j), rounded);
-        total = _mm512_add_ps(total, widen16(rounded));
+        total = _mm512_add_ps(total, widen16(weights + j));
     }
     *sum = _mm512_reduce_add_ps(total);
 #else

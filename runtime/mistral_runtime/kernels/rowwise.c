@@ -9,25 +9,11 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "bfloat16.h"
+
 #define LANES 16
 #define BLOCK 4096 /* values that a thread takes at once */
 #define MANY_VALUES 12000 /* from here on a second thread gains more than it takes to wake it */
-
-#define INLINE static inline __attribute__((always_inline))
-
-INLINE float widen(uint16_t bits) {
-    uint32_t wide = (uint32_t)bits << 16;
-    float value;
-    memcpy(&value, &wide, 4);
-    return value;
-}
-
-INLINE uint16_t narrow(float value) { /* to nearest, ties to even, as torch does */
-    uint32_t bits;
-    memcpy(&bits, &value, 4);
-    uint16_t rounded = (uint16_t)((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
-    return (bits & 0x7fffffff) > 0x7f800000 ? 0x7fc0 : rounded;
-}
 
 #ifdef __FMA__
 #define MULTIPLY_ADD __builtin_fmaf /* one instruction; elsewhere it may be a call */
