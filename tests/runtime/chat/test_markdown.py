@@ -7,6 +7,7 @@ import re
 import pytest
 
 from mistral_runtime.chat.markdown import MarkdownStream
+from mistral_runtime.chat.screen import StyledScreen
 
 B, D, IT, C, R = "\x1b[1m", "\x1b[2m", "\x1b[3m", "\x1b[36m", "\x1b[0m"
 
@@ -65,3 +66,10 @@ def test_nothing_of_the_text_is_lost_but_its_marks():
     bare = re.sub("\x1b\\[[0-9;]*m", "", shown(text, 4))
     for word in re.findall(r"\w+", text):
         assert word in bare
+
+
+def test_an_answer_cannot_send_sequences_of_its_own(capfd):
+    screen = StyledScreen()
+    screen.show("\x1b[2J**a** \x9b31m")
+    screen.end()
+    assert capfd.readouterr().out == f"\\u001b[2J{B}a{R} \\u009b31m\n"
