@@ -70,6 +70,6 @@ def test_nothing_of_the_text_is_lost_but_its_marks():
 
 def test_an_answer_cannot_send_sequences_of_its_own(capfd):
     screen = StyledScreen()
-    screen.show("\x1b[2J**a** \x9b31m")
+    screen.show("\x1b[2J **a** \x9b31m")
     screen.end()
-    assert capfd.readouterr().out == f"\\u001b[2J{B}a{R} \\u009b31m\n"
+    assert capfd.readouterr().out == f"\\u001b[2J {B}a{R} \\u009b31m\n"
