@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 
@@ -14,6 +14,22 @@ class TransferPlanned:
     total_bytes: int
     present_bytes: int
     file_count: int
+
+
+@dataclass(frozen=True)
+class PieceView:
+    """The pieces of a file under way, to look at from any thread: ``senders`` gives who sent each that is present."""
+
+    path: str
+    count: int
+    senders: Callable[[], Mapping[int, str]]
+
+
+@dataclass(frozen=True)
+class FilesOpened:
+    """The files of a transfer can be looked into while it runs; not for lines of text, since it holds functions."""
+
+    views: tuple[PieceView, ...]
 
 
 @dataclass(frozen=True)
@@ -111,6 +127,7 @@ class SnapshotReady:
 
 Event = (
     TransferPlanned
+    | FilesOpened
     | BytesReceived
     | BytesDropped
     | Progress

@@ -49,6 +49,7 @@ ALLOWED = (
     Allowed("publish.*", "store.durable", "fsync and rename are written once"),
     Allowed("publish.check_address", "sources.*", "reads a mirror's own papers as a client would"),
     Allowed("publish.mirror_check", "sources.*", "asks a mirror as a client would"),
+    Allowed("publish.piece_map", "sources.urls", "calls a mirror what its transfer calls it"),
     Allowed("cli.*", "transfer.*"),
     Allowed("cli.*", "publish.*"),
     Allowed("cli.*", "launch.*"),

@@ -34,6 +34,7 @@ MUST_HOLD = (
     "mistral_fetch/simulators/seeder.py",
     "mistral_runtime/__main__.py",
     "mistral_runtime/py.typed",
+    "mistral_runtime/serve/page/index.html",
 )
 
 

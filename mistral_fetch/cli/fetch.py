@@ -231,6 +231,12 @@ def chat(
     ] = None,
     device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, mps or xpu.")] = None,
     threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Show answers as they are, without styles for markdown.")
+    ] = False,
+    no_history: Annotated[
+        bool, typer.Option("--no-history", help="Neither read nor keep what was typed in other chats.")
+    ] = False,
     timings: Annotated[bool, typer.Option("--timings", help="Tell what the start took, part by part.")] = False,
     quantize: Quantize = None,
     lora: Annotated[Path | None, typer.Option("--lora", metavar="PATH", help="Add this LoRA adapter.")] = None,
@@ -251,7 +257,7 @@ def chat(
         str | None, typer.Option("--kv", metavar="KIND", help="Keys and values: exact, or int8 for half the cache.")
     ] = None,
 ) -> int:
-    """Fetch a model if it is missing, verify it, and talk to it line by line."""
+    """Fetch a model if it is missing, verify it, and talk to it."""
     if front.is_json:
         raise UsageError(
             "a chat has no single result",
@@ -275,6 +281,7 @@ def chat(
         }
     )
     options += ["--timings"] * timings + ["--lora-apart"] * lora_apart + ["--compile"] * compile_steps
+    options += ["--plain"] * plain + ["--no-history"] * no_history
     return _launch(front, ref, quantize, "chat", options + ["--quiet"] * front.wants_no_text, [])
 
 

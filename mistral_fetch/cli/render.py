@@ -16,6 +16,7 @@ from mistral_fetch.events import (
     BytesReceived,
     BytesVerified,
     Event,
+    FilesOpened,
     Notice,
     Progress,
     SnapshotReady,
@@ -81,6 +82,8 @@ class _Lines(Reporter):
         self._has_told_all = False
 
     def _show(self, event: Event, now: float) -> None:
+        if isinstance(event, FilesOpened):
+            return
         if isinstance(event, BytesReceived | Progress | BytesVerified) and not self._is_end(event):
             if now - self._last.get(type(event), -JSON_INTERVAL_SECONDS) < JSON_INTERVAL_SECONDS:
                 return

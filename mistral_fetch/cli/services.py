@@ -19,7 +19,7 @@ StatusListen = Annotated[
     typer.Option(
         "--status-listen",
         metavar="[HOST:]PORT",
-        help="Serve /metrics (Prometheus), /status (JSON) and /ready there.",
+        help="Serve /status (a page; .json beside it), /metrics (Prometheus) and /ready there.",
     ),
 ]
 

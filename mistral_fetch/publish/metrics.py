@@ -16,12 +16,17 @@ from mistral_fetch.events import (
     BytesDropped,
     BytesReceived,
     Event,
+    FilesOpened,
+    FileVerified,
     Progress,
     SnapshotReady,
     SourceConnected,
+    SourceFailed,
     SourceLied,
     TransferPlanned,
 )
+from mistral_fetch.publish.piece_map import PieceMap
+from mistral_fetch.publish.source_table import SourceTable
 
 
 @dataclass
@@ -49,6 +54,11 @@ class Metrics:
     """Bytes that were not what was promised, by what was found out: lie, piece or file."""
     requests: Counter[str] = field(default_factory=Counter)
     """Answers of a mirror by status."""
+    sources: SourceTable = field(default_factory=SourceTable)
+    pieces: PieceMap = field(default_factory=PieceMap)
+    file_count: int = 0
+    files_verified: int = 0
+    _flying: dict[str, int] = field(default_factory=dict)
     _present: dict[str, int] = field(default_factory=dict)
     _planned_present: int = 0
     _began: float = field(init=False)
@@ -59,6 +69,10 @@ class Metrics:
 
     def __call__(self, event: Event) -> None:
         """Take one event in."""
+        if isinstance(event, FilesOpened):
+            self.pieces.open(event.views)
+        elif isinstance(event, FileVerified):
+            self.pieces.verified(event.path)
         with self._lock:
             self._apply(event)
 
@@ -110,25 +124,51 @@ class Metrics:
                 "peers": self.peers,
             }
 
+    def picture(self) -> dict[str, Any]:
+        """Return what :meth:`snapshot` does, and what a picture of it needs: sources, pieces, what is left."""
+        with self._lock:
+            now = self.clock()
+            sources = self.sources.rows(now)
+            rate = sum(source["rate_bytes_per_second"] for source in sources)
+            left = self.total_bytes - self.present_bytes
+            more = {
+                "rate_bytes_per_second": rate,
+                "seconds_left": round(left / rate) if rate and left else None,
+                "flying_bytes": sum(self._flying.values()),
+                "files": self.file_count,
+                "files_verified": self.files_verified,
+                "sources": sources,
+            }
+        return self.snapshot() | more | {"map": self.pieces.told()}
+
     def _apply(self, event: Event) -> None:
         if isinstance(event, BytesReceived):
             self.received[_kind_of(event.source)] += event.length
+            self.sources.received(event.source, event.length, self.clock())
+        elif isinstance(event, FileVerified):
+            self.files_verified += 1
+        elif isinstance(event, SourceFailed):
+            self.sources.failed(event.source, event.reason, will_retry=event.will_retry)
         elif isinstance(event, Progress):
+            self._flying[event.path] = event.flying_bytes
             self._present[event.path] = event.present_bytes
             self.present_bytes = max(self._planned_present, sum(self._present.values()))
         elif isinstance(event, TransferPlanned):
             self.model, self.total_bytes = event.label, event.total_bytes
             self.present_bytes = self._planned_present = event.present_bytes
-            self._present = {}
+            self._present, self._flying = {}, {}
+            self.file_count, self.files_verified = event.file_count, 0
             self._set_ready(False)
         elif isinstance(event, SourceConnected):
             self.peers = event.peers if event.peers else self.peers
+            self.sources.connected(event.source)
         elif isinstance(event, SourceLied):
             self.failures["lie"] += 1
+            self.sources.lied(event.source, event.where)
         elif isinstance(event, BytesDropped) and "hash" in event.reason:
             self.failures["piece"] += 1
         elif isinstance(event, SnapshotReady):
-            self.present_bytes = self.total_bytes
+            self.present_bytes, self._flying = self.total_bytes, {}
             self._set_ready(True)
 
     def _set_ready(self, is_ready: bool) -> None:

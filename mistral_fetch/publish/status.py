@@ -1,17 +1,23 @@
-"""A small web endpoint about this process: ``/metrics`` for Prometheus, ``/status`` as JSON, ``/ready`` as a status."""
+"""A small web endpoint about this process.
+
+``/status`` is a page for people and ``/status.json`` what it shows, ``/metrics`` is for Prometheus, and ``/ready``
+says it all in its status code.
+"""
 
 from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from mistral_fetch import __version__
 from mistral_fetch.errors import RuntimeMissing
 from mistral_fetch.publish.listen import ListenAddress, open_listener, reachable_host, show_address
 from mistral_fetch.publish.metrics import Metrics
+from mistral_fetch.publish.page import load_page
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric
@@ -134,22 +140,29 @@ class _Handler(BaseHTTPRequestHandler):
         if path == "/metrics":
             self._answer(200, _TEXT_TYPE, render_metrics(self.server.metrics))
             return
-        now = self.server.metrics.snapshot()
-        if path == "/status":
-            self._answer(200, "application/json", json.dumps(now, ensure_ascii=False).encode())
+        if path in ("/", "/status"):
+            page = load_page()
+            self._answer(200, "text/html; charset=utf-8", page.body, page.headers)
+        elif path == "/status.json":
+            told = json.dumps(self.server.metrics.picture(), ensure_ascii=False).encode("utf-8", "backslashreplace")
+            self._answer(200, "application/json", told, {"Cache-Control": "no-store"})
         elif path == "/ready":
-            self._answer(200 if now["ready"] else 503, "text/plain", b"ready\n" if now["ready"] else b"not yet\n")
+            is_ready = self.server.metrics.is_ready
+            self._answer(200 if is_ready else 503, "text/plain", b"ready\n" if is_ready else b"not yet\n")
         else:
-            self._answer(404, "text/plain", b"/metrics, /status or /ready\n")
+            self._answer(404, "text/plain", b"/status, /status.json, /metrics or /ready\n")
 
     do_HEAD = do_GET
 
     def log_message(self, format: str, *arguments: Any) -> None:
         """Say nothing: a scrape every few seconds is no news."""
 
-    def _answer(self, status: int, kind: str, body: bytes) -> None:
+    def _answer(self, status: int, kind: str, body: bytes, headers: Mapping[str, str] = MappingProxyType({})) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
+        self.send_header("X-Content-Type-Options", "nosniff")
+        for name, value in headers.items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()
         if self.command != "HEAD":

@@ -136,6 +136,11 @@ class Partial:
         with self.changed:
             return {index: (source, self.piece_sha256(index) or "") for index, source in self._put_here.items()}
 
+    def present_senders(self) -> dict[int, str]:
+        """Return, by present piece, who sent it; '' where it lay here before."""
+        with self.changed:
+            return {index: self._put_here.get(index, "") for index in (*self._recorded, *self._unflushed)}
+
     def piece_sha256(self, index: int) -> str | None:
         """Return the sha256 of a present piece, ``UNHASHED`` where that was left for later."""
         return self._unflushed.get(index) or self._recorded.get(index)

@@ -15,8 +15,10 @@ from pathlib import Path
 
 from mistral_fetch.digest import Assurance
 from mistral_fetch.events import (
+    FilesOpened,
     FileVerified,
     Notice,
+    PieceView,
     Progress,
     Report,
     SnapshotReady,
@@ -170,6 +172,13 @@ def _adopt(layout: Layout, offer: Offer, item: Work, adopter: Adopter, ledger: L
     ledger.report(FileVerified(item.entry.path, item.blob.size, item.blob.sha256, item.assurance.label))
 
 
+def _view(item: Work) -> PieceView:
+    count = item.partial.grid.count
+    if item.blob:
+        return PieceView(item.entry.path, count, lambda: dict.fromkeys(range(count), ""))
+    return PieceView(item.entry.path, count, item.partial.present_senders)
+
+
 def _announce(layout: Layout, offer: Offer, work: Sequence[Work], reserve_bytes: int, report: Report) -> None:
     states = {
         item.entry.path: FileState(item.blob.sha256 if item.blob else None, item.partial.present_bytes) for item in work
@@ -177,5 +186,6 @@ def _announce(layout: Layout, offer: Offer, work: Sequence[Work], reserve_bytes:
     plan = plan_transfer(offer.manifest.files, states)
     check_disk(plan, shutil.disk_usage(layout.home).free, reserve_bytes, str(layout.home))
     report(TransferPlanned(offer.manifest.info.name or offer.identity, plan.total_bytes, plan.present_bytes, len(work)))
+    report(FilesOpened(tuple(_view(item) for item in work)))
     for item in work:
         report(Progress(item.entry.path, item.partial.grid.size if item.blob else item.partial.present_bytes))

@@ -60,7 +60,8 @@ def _dispatch(args: argparse.Namespace, interrupts: Interrupts, clock: StartCloc
         return _dispatch_measuring(args, clock)
     prompt = _prompt(args) if args.command == "generate" else None
     _import_torch(clock)
-    from mistral_runtime.chat import ChatOptions, run_chat
+    from mistral_runtime.chat.command import run_chat
+    from mistral_runtime.chat.options import ChatOptions
     from mistral_runtime.generate import GenerateOptions, run_generate
 
     clock.mark("imports")
@@ -78,7 +79,8 @@ def _dispatch(args: argparse.Namespace, interrupts: Interrupts, clock: StartCloc
         "clock": clock,
     }
     if prompt is None:
-        return run_chat(ChatOptions(**common), interrupts)
+        chat = ChatOptions(**common, plain=args.plain, keeps_history=not args.no_history)
+        return run_chat(chat, interrupts)
     return run_generate(GenerateOptions(**common, prompt=prompt, raw=args.raw, as_json=args.as_json), interrupts)
 
 

@@ -41,8 +41,10 @@ def build_parser() -> argparse.ArgumentParser:
     generate.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
     _add_prompt_arguments(generate)
     generate.add_argument("--json", action="store_true", dest="as_json", help="print one JSON result, no stream")
-    chat = commands.add_parser("chat", help="converse, one line at a time", description=_CHAT_TEXT, epilog=EXIT_CODES)
+    chat = commands.add_parser("chat", help="converse", description=_CHAT_TEXT, epilog=EXIT_CODES)
     chat.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
+    chat.add_argument("--plain", action="store_true", help="show answers as they are, without styles for markdown")
+    chat.add_argument("--no-history", action="store_true", help="neither read nor keep what was typed in other chats")
     for command in (generate, chat):
         _add_answer_arguments(command)
         _add_sampling_arguments(command)
@@ -115,7 +117,7 @@ _DIGEST_TEXT = "Print the sha256 of every tensor by Mistral's name, with its typ
 _BENCH_TEXT = "Measure prefill and decoding beside a plain read of memory; the last line of stdout is one JSON object."
 _PPL_TEXT = "Measure how well the model predicts a text, with the strided method, every token scored once."
 _LOGITS_TEXT = "Print the likeliest next tokens with their log probabilities, as one JSON object."
-_CHAT_TEXT = "Read questions from stdin, write answers to stdout. /reset starts over, /quit leaves."
+_CHAT_TEXT = "Read questions from stdin, write answers to stdout. /help tells the commands."
 
 _LITERAL_DASHES = "\0--"  # no argument can hold a NUL, so this cannot be mistaken for one
 

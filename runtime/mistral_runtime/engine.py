@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from mistral_runtime.config import ModelConfig
+from mistral_runtime.conversation_cache import ConversationCache
 from mistral_runtime.errors import BadRequest, EmptyPrompt, PromptTooLong
 from mistral_runtime.kv_cache import RollingKVCache
 from mistral_runtime.lookup import DraftPace, LookupMode, PromptLookup, cache_slack
@@ -90,6 +91,7 @@ class Generation:
         prefill_chunk: int,
         step: Step,
         lookup: LookupMode,
+        cache: ConversationCache | None = None,
     ) -> None:
         positions = check_context(
             model.config,
@@ -101,6 +103,7 @@ class Generation:
         self.prefill_seconds = 0.0
         self.decode_seconds = 0.0
         self.generated_tokens = 0
+        self.cached_tokens = 0
         self.pace = DraftPace(lookup)
         self._model = model
         self._request = request
@@ -108,12 +111,12 @@ class Generation:
         self._step = step
         self._step_seconds: float | None = None  # of the latest decode step
         self._lookup = None if lookup == "off" else PromptLookup(request.prompt)
-        self._cache = model.new_cache(positions, slack=cache_slack(lookup))
+        self._kept = cache or ConversationCache(lambda: model.new_cache(positions, slack=cache_slack(lookup)))
 
     def __iter__(self) -> Iterator[int]:
         request, generator = self._request, new_generator(self._request.sampling)
         seen = list(request.prompt)
-        # 1. Prefill: the whole prompt, chunk by chunk; only the last position's logits are wanted.
+        # 1. Prefill: what of the prompt is not cached, chunk by chunk; only the last position's logits are wanted.
         rows, draft = self._prefill(), list[int]()
         while rows is not None:
             # 2. Choose a token by each row of logits, for as long as that row's own input turned out to be right:
@@ -160,17 +163,20 @@ class Generation:
 
     def _take_back(self, draft: Sequence[int], accepted: int) -> None:
         """Remove from the cache what was guessed wrongly, and let the pace know."""
-        self._cache.rewind(len(draft) - accepted)
+        self._kept.rewind(len(draft) - accepted)
         if self._step_seconds is not None:
             self.pace.note(drafted=len(draft), accepted=accepted, seconds=self._step_seconds)
 
     def _prefill(self) -> Tensor | None:
         started = time.perf_counter()
-        logits = None
-        for start in range(0, len(self._request.prompt), self._prefill_chunk):
+        prompt, logits = self._request.prompt, None
+        self._cache, self.cached_tokens = self._kept.begin(prompt)
+        for start in range(self.cached_tokens, len(prompt), self._prefill_chunk):
             if self._request.cancel.is_set():
                 return None
-            logits = self._step(self._model, self._request.prompt[start : start + self._prefill_chunk], self._cache)
+            chunk = prompt[start : start + self._prefill_chunk]
+            with self._kept.storing(chunk):
+                logits = self._step(self._model, chunk, self._cache)
         self.prefill_seconds = time.perf_counter() - started
         return logits
 
@@ -178,7 +184,8 @@ class Generation:
         if self._request.cancel.is_set():
             return None
         started = time.perf_counter()
-        logits = self._step(self._model, ids, self._cache, last_only=False)
+        with self._kept.storing(ids):
+            logits = self._step(self._model, ids, self._cache, last_only=False)
         self._step_seconds = time.perf_counter() - started
         self.decode_seconds += self._step_seconds
         return logits
@@ -229,8 +236,17 @@ class Engine:
         self._prefill_chunk = prefill_chunk
         self._lookup = lookup
 
-    def generate(self, request: Request) -> Generation:
+    def conversation_cache(self, positions: int, *, may_rewind: bool = True) -> ConversationCache:
+        """Return an empty cache to hand to `generate` again and again, for sequences of up to `positions`."""
+        return ConversationCache(
+            lambda: self.model.new_cache(positions, slack=cache_slack(self._lookup)), may_rewind=may_rewind
+        )
+
+    def generate(self, request: Request, *, cache: ConversationCache | None = None) -> Generation:
         """Begin an answer; nothing is computed until the result is iterated over.
+
+        Args:
+            cache: What is kept from the answer before, for one answer at a time; None computes the whole prompt.
 
         Raises:
             RequestError: The request cannot be served; see `check_context`.
@@ -242,4 +258,5 @@ class Engine:
             prefill_chunk=self._prefill_chunk,
             step=self._step,
             lookup=self._lookup,
+            cache=cache,
         )

@@ -16,6 +16,7 @@ from typing import Any
 from mistral_runtime.adapter import open_adapter
 from mistral_runtime.compiled_step import BackgroundCompiledStep
 from mistral_runtime.config import ModelConfig
+from mistral_runtime.conversation_cache import ConversationCache
 from mistral_runtime.device import Compute, plan_memory
 from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, Step, check_context, eager_step
 from mistral_runtime.errors import BadRequest
@@ -244,6 +245,7 @@ class Answer:
     decode_seconds: float
     drafted_tokens: int
     accepted_tokens: int
+    cached_tokens: int = 0
 
     @property
     def tokens_per_second(self) -> float | None:
@@ -253,10 +255,16 @@ class Answer:
 
 
 def stream_answer(
-    session: Session, request: Request, *, stops: Sequence[str], strip_leading_space: bool, emit: Callable[[str], None]
+    session: Session,
+    request: Request,
+    *,
+    stops: Sequence[str],
+    strip_leading_space: bool,
+    emit: Callable[[str], None],
+    cache: ConversationCache | None = None,
 ) -> Answer:
     """Generate, passing finished text to `emit` as it comes, and return the whole."""
-    generation = session.engine.generate(request)
+    generation = session.engine.generate(request, cache=cache)
     decoder = StreamingDecoder(session.snapshot.tokenizer, strip_leading_space=strip_leading_space)
     matcher = StopMatcher(stops)
     shown: list[str] = []
@@ -272,4 +280,5 @@ def stream_answer(
         decode_seconds=generation.decode_seconds,
         drafted_tokens=generation.pace.drafted,
         accepted_tokens=generation.pace.accepted,
+        cached_tokens=generation.cached_tokens,
     )

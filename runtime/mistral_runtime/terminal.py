@@ -21,8 +21,11 @@ def write_out(text: str) -> None:
     A model may be made to generate anything: on a terminal, control characters are shown as `\\u001b`, which is
     also how JSON writes them. A pipe or a file gets the text as it is.
     """
-    if sys.stdout.isatty():
-        text = escape_controls(text)
+    write_escaped(escape_controls(text) if sys.stdout.isatty() else text)
+
+
+def write_escaped(text: str) -> None:
+    """Write to stdout and flush, control characters included: the caller has escaped all but its own."""
     sys.stdout.flush()
     data = text.encode("utf-8")
     stream = getattr(sys.stdout, "buffer", None)

@@ -123,7 +123,7 @@ def test_a_pull_serves_its_numbers(environment, tmp_path):
         seen = {}
         while process.poll() is None and not seen.get("received_bytes"):
             try:
-                seen = json.loads(fetch(f"http://127.0.0.1:{port}/status"))
+                seen = json.loads(fetch(f"http://127.0.0.1:{port}/status.json"))
             except OSError:
                 time.sleep(0.02)
         assert process.wait(30) == 0

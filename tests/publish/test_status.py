@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
 import sys
 import urllib.error
 import urllib.request
@@ -98,7 +101,7 @@ def test_the_endpoint_answers(metrics):
         assert (status, kind.partition(";")[0]) == (200, "text/plain")
         assert body == render_metrics(metrics)
         assert body.startswith(b"# HELP mistral_fetch_info")
-        status, kind, body = fetch(f"{server.url}/status")
+        status, kind, body = fetch(f"{server.url}/status.json")
         assert (status, kind) == (200, "application/json")
         assert json.loads(body)["received_bytes"] == {"http": 400, "torrent": 300, "local": 200}
         assert fetch(f"{server.url}/ready")[::2] == (503, b"not yet\n")
@@ -106,6 +109,19 @@ def test_the_endpoint_answers(metrics):
         assert fetch(f"{server.url}/ready")[::2] == (200, b"ready\n")
         assert fetch(f"{server.url}/ready", "HEAD")[::2] == (200, b"")
         assert fetch(f"{server.url}/../etc/passwd")[0] == 404
+
+
+def test_the_page_is_whole_and_asks_nobody_else(metrics):
+    with StatusServer(parse_listen("127.0.0.1:0"), metrics) as server:
+        with urllib.request.urlopen(f"{server.url}/status", timeout=10) as answer:
+            policy, body = answer.headers["Content-Security-Policy"], answer.read().decode()
+        assert fetch(f"{server.url}/")[2].decode() == body
+    assert policy.startswith("default-src 'none'; connect-src 'self'")
+    assert "unsafe" not in policy
+    script = body.partition("<script>")[2].partition("</script>")[0]
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() in policy
+    assert set(re.findall(r"""(?:src|href)=["']([^d"'][^"']*)""", body)) == {"status.json", "metrics"}
+    assert set(re.findall(r"https?://[^\s'\"/]+", body)) == {"http://www.w3.org"}, "only the name of SVG's namespace"
 
 
 def test_a_missing_library_says_what_to_install(metrics, monkeypatch):
