@@ -19,6 +19,7 @@ from torch import Tensor
 from mistral_runtime.errors import BadRequest, MistralRuntimeError
 from mistral_runtime.serve.protocol import Grammar
 from mistral_runtime.serve.vocabulary import Vocabulary
+from mistral_runtime.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer, TokenizerWrapper
@@ -141,10 +142,11 @@ class Constraint:
 
 
 class Constraints:
-    """The vocabulary, prepared once, and the threads: building one grammar must not hold up the masks of others."""
+    """Build grammars over one vocabulary, on a thread apart from that of the masks, which must not wait for it."""
 
-    def __init__(self, vocabulary: Vocabulary) -> None:
-        self._vocabulary = vocabulary
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._vocab_size = tokenizer.vocab_size
+        self._source = tokenizer
         self._builder = ThreadPoolExecutor(1, thread_name_prefix="grammar")
         self._masker = ThreadPoolExecutor(1, thread_name_prefix="mask")
         self._tokenizer: LLTokenizer | None = None
@@ -172,12 +174,13 @@ class Constraints:
         from llguidance import LLMatcher, LLParserLimits, LLTokenizer
 
         if self._tokenizer is None:
-            self._tokenizer = LLTokenizer(cast("TokenizerWrapper", self._vocabulary), n_vocab=self._vocabulary.vocab_size)
+            vocabulary = cast("TokenizerWrapper", Vocabulary(self._source))
+            self._tokenizer = LLTokenizer(vocabulary, n_vocab=self._vocab_size)
         limits = LLParserLimits(max_grammar_size=100_000, max_lexer_states=50_000, verbose_errors=False)
         matcher = LLMatcher(self._tokenizer, source, log_level=0, limits=limits)
         if matcher.is_error():
             raise _refused(grammar, f"expected a grammar, found: {matcher.get_error()}")
-        return Constraint(matcher, self._vocabulary.vocab_size, self._masker)
+        return Constraint(matcher, self._vocab_size, self._masker)
 
     def close(self) -> None:
         """End the threads."""

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
+from typing import TypeAlias
 
 from mistral_runtime.errors import BadRequest, MistralRuntimeError
 from mistral_runtime.lookup import LookupMode
@@ -46,6 +47,9 @@ class Compiled:
     result: Constraint | MistralRuntimeError
 
 
+Inbox: TypeAlias = "SimpleQueue[Message | Compiled]"
+
+
 @dataclass
 class Totals:
     """What was done since the start."""
@@ -57,7 +61,7 @@ class Totals:
 
 
 class EngineLoop:
-    """All answers under way, and the steps that carry them on. Put messages into `inbox`, from any thread.
+    """All answers under way, and the steps that carry them on.
 
     With `limits.deterministic` an answer has the same bits alone and in company, on the CPU in bfloat16. A decode row
     gets the same from the row kernels whatever lies beside it, up to MAX_ROWS of them in a product, and no product of
@@ -68,6 +72,7 @@ class EngineLoop:
     kernels, each sequence is computed alone.
 
     Args:
+        inbox: Where messages come from, put there by any thread.
         emit: Called with everything there is to tell, in order; must not block for long.
         constraints: Builds grammars; None refuses requests that have one.
         eos_id: What ends an answer whose grammar allows it to end.
@@ -78,12 +83,13 @@ class EngineLoop:
         limits: Limits,
         caches: CacheMaker,
         *,
+        inbox: Inbox,
         emit: Callable[[Message], None],
         lookup: LookupMode = "off",
         constraints: Constraints | None = None,
         eos_id: int | None = None,
     ) -> None:
-        self.inbox: SimpleQueue[Message | Compiled] = SimpleQueue()
+        self._inbox = inbox
         self.totals = Totals()
         self._caches = caches
         self._seats = Seats(limits, caches)
@@ -128,10 +134,10 @@ class EngineLoop:
 
     def _read(self, *, wait: bool) -> None:
         if wait:
-            self._take(self.inbox.get())
+            self._take(self._inbox.get())
         while True:
             try:
-                message = self.inbox.get_nowait()
+                message = self._inbox.get_nowait()
             except Empty:
                 return
             self._take(message)
@@ -164,7 +170,7 @@ class EngineLoop:
         if self._constraints is None:
             raise BadRequest("grammars are not built here", detail="expected none, found one", hint="leave it out")
         self._compiling[answer.key] = answer
-        self._constraints.compile(request.grammar, lambda result: self.inbox.put(Compiled(answer, result)))
+        self._constraints.compile(request.grammar, lambda result: self._inbox.put(Compiled(answer, result)))
 
     def _take_compiled(self, message: Compiled) -> None:
         answer, result = message.answer, message.result

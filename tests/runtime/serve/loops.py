@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from queue import SimpleQueue
 from typing import Any
 
 from mistral_runtime.engine import Engine, Request
 from mistral_runtime.lookup import LookupMode
 from mistral_runtime.serve.caches import CacheMaker, serving_slack
 from mistral_runtime.serve.constraints import Constraints
-from mistral_runtime.serve.engine_loop import EngineLoop
+from mistral_runtime.serve.engine_loop import EngineLoop, Inbox
 from mistral_runtime.serve.protocol import Finished, Generate, Message, Stats, Step, decode_line, encode_line
 from mistral_runtime.serve.scheduler import Limits
 from mistral_runtime.transformer import Transformer
@@ -33,9 +34,11 @@ class TestLoop:
         **limits: Any,
     ) -> None:
         self.told: list[Message] = []
+        self._inbox: Inbox = SimpleQueue()
         self.loop = EngineLoop(
             replace(LIMITS, **limits),
             CacheMaker(model, context, serving_slack(lookup)),
+            inbox=self._inbox,
             emit=self._tell,
             lookup=lookup,
             constraints=constraints,
@@ -49,7 +52,7 @@ class TestLoop:
     def put(self, *messages: Message) -> None:
         """Let messages arrive before the next turn."""
         for message in messages:
-            self.loop.inbox.put(message)
+            self._inbox.put(message)
 
     def turns(self, count: int) -> None:
         """Compute some steps."""
