@@ -27,8 +27,9 @@ if TYPE_CHECKING:
 MAX_GRAMMAR_BYTES = 256 << 10
 MAX_JSON_DEPTH = 64
 MAX_CHOICES = 1000
-# Between two elements; without a bound a model that likes blanks never comes to the point.
-_JSON_BLANKS = r"[ \n\r\t]{0,32}"
+# Between two elements: nothing, a space, or a line break and its indentation. Without a bound a model that likes
+# blanks never comes to the point.
+_JSON_BLANKS = r"( |\n {0,24})?"
 _HINT = "correct the grammar; see the documentation of llguidance for what is understood"
 
 
