@@ -12,7 +12,6 @@ from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING, cast
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,6 +29,7 @@ MAX_CHOICES = 1000
 # Between two elements: nothing, a space, or a line break and its indentation. Without a bound a model that likes
 # blanks never comes to the point.
 _JSON_BLANKS = r"( |\n {0,24})?"
+_BITS = torch.arange(8, dtype=torch.uint8)
 _HINT = "correct the grammar; see the documentation of llguidance for what is understood"
 
 
@@ -115,8 +115,9 @@ class Constraint:
         packed = self._next.result()
         if self._matcher.is_error():
             raise self._broken()
-        bits = np.unpackbits(np.frombuffer(packed, np.uint8), bitorder="little")
-        return torch.from_numpy(bits[: self._vocab_size].astype(np.bool_))
+        packed_bits = torch.frombuffer(bytearray(packed), dtype=torch.uint8)
+        bits = (packed_bits[:, None] >> _BITS) & 1  # the lowest bit of each byte comes first
+        return bits.flatten()[: self._vocab_size].bool()
 
     def advance(self, token: int) -> None:
         """Take in a token that the mask allowed, and begin with the next mask.
