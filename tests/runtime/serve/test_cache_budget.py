@@ -6,11 +6,10 @@ from typing import Any
 
 import pytest
 
-from mistral_runtime.config import ModelConfig
 from mistral_runtime.errors import NotEnoughMemory
 from mistral_runtime.serve.cache_budget import choose_cache_positions
 
-PER_POSITION = 2 * 2 * 2 * 16 * 2  # keys and values, layers, key heads, their size, bytes
+PER_POSITION = 256
 
 
 @pytest.mark.parametrize(
@@ -25,15 +24,15 @@ PER_POSITION = 2 * 2 * 2 * 16 * 2  # keys and values, layers, key heads, their s
         (None, -1, True, 1),
     ],
 )
-def test_the_budget(tiny_config: ModelConfig, wanted: Any, room: Any, ignore_plan: bool, expected: int) -> None:
+def test_the_budget(wanted: Any, room: Any, ignore_plan: bool, expected: int) -> None:
     found = choose_cache_positions(
-        tiny_config, wanted=wanted, most=800, room_bytes=room, bytes_per_value=2, ignore_plan=ignore_plan
+        wanted=wanted, most=800, room_bytes=room, position_bytes=PER_POSITION, ignore_plan=ignore_plan
     )
     assert found == expected
 
 
 @pytest.mark.parametrize("wanted, room", [(451, PER_POSITION * 500), (None, -5), (None, 0)])
-def test_what_does_not_fit_is_refused_with_numbers(tiny_config: ModelConfig, wanted: Any, room: int) -> None:
+def test_what_does_not_fit_is_refused_with_numbers(wanted: Any, room: int) -> None:
     with pytest.raises(NotEnoughMemory, match=f"positions of {PER_POSITION} bytes .* found room for") as refused:
-        choose_cache_positions(tiny_config, wanted=wanted, most=800, room_bytes=room, bytes_per_value=2)
+        choose_cache_positions(wanted=wanted, most=800, room_bytes=room, position_bytes=PER_POSITION)
     assert "--cache-positions" in refused.value.hint
