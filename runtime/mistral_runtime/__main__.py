@@ -23,7 +23,16 @@ if TYPE_CHECKING:
     from mistral_runtime.sampling_params import SamplingParams
     from mistral_runtime.session import ComputeOptions
 
-_DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "mistral_common", "numpy"}
+_DEPENDENCIES = {
+    "torch": "runtime",
+    "safetensors": "runtime",
+    "sentencepiece": "runtime",
+    "mistral_common": "runtime",
+    "numpy": "runtime",
+    "starlette": "runtime,serve",
+    "uvicorn": "runtime,serve",
+    "prometheus_client": "runtime,serve",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,6 +65,8 @@ def _dispatch(args: argparse.Namespace, interrupts: Interrupts, clock: StartCloc
     if args.command in ("convert", "digest", "quantize"):
         return _dispatch_weights(args)
     _require_positive(args)
+    if args.command == "serve":
+        return _serve(args)
     if args.command in ("bench", "ppl", "logits"):
         return _dispatch_measuring(args, clock)
     prompt = _prompt(args) if args.command == "generate" else None
@@ -80,6 +91,15 @@ def _dispatch(args: argparse.Namespace, interrupts: Interrupts, clock: StartCloc
     if prompt is None:
         return run_chat(ChatOptions(**common), interrupts)
     return run_generate(GenerateOptions(**common, prompt=prompt, raw=args.raw, as_json=args.as_json), interrupts)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    """Serve over HTTP. This process imports no torch; the engine is another."""
+    from mistral_runtime.serve.command import ServeOptions, run_serve
+    from mistral_runtime.serve.engine_start import engine_of
+
+    options = ServeOptions.of(args)
+    return run_serve(options, lambda: engine_of(args))
 
 
 def _dispatch_measuring(args: argparse.Namespace, clock: StartClock) -> int:
@@ -150,7 +170,19 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def _require_positive(args: argparse.Namespace) -> None:
-    for name in ("max_tokens", "context", "threads", "stride", "top", "prompt_tokens", "decode_tokens", "rounds", "tp"):
+    for name in (
+        "max_tokens",
+        "context",
+        "threads",
+        "stride",
+        "top",
+        "prompt_tokens",
+        "decode_tokens",
+        "rounds",
+        "tp",
+        "max_running",
+        "max_queue",
+    ):
         value = getattr(args, name, None)
         if value is not None and not 1 <= value <= 1 << 24:
             raise BadRequest(
@@ -222,8 +254,8 @@ def _missing_dependency(error: ModuleNotFoundError) -> MissingDependency:
         raise error
     return MissingDependency(
         f"the library {name} is not installed for {sys.executable}",
-        detail="expected the libraries of the extra `runtime`, found at least one missing",
-        hint='install them: pip install "mistral-fetch[runtime]"',
+        detail=f"expected the libraries of `{_DEPENDENCIES[name]}`, found at least one missing",
+        hint=f'install them: pip install "mistral-fetch[{_DEPENDENCIES[name]}]"',
     )
 
 

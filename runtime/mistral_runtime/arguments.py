@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mistral_runtime.errors import BadRequest
+from mistral_runtime.serve.flags import add_serve_flags
 
 EXIT_CODES = "exit codes: 0 ok, 1 bug, 2 usage, 40 the model or this machine failed, 130 interrupted"
 
@@ -33,7 +34,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="generate|chat|bench|ppl|logits|convert|quantize|digest"
+        dest="command", required=True, metavar="generate|chat|serve|bench|ppl|logits|convert|quantize|digest"
     )
     generate = commands.add_parser(
         "generate", help="answer or continue one prompt", description=_GENERATE_TEXT, epilog=EXIT_CODES
@@ -50,9 +51,23 @@ def build_parser() -> argparse.ArgumentParser:
         _add_step_arguments(command)
         _add_adapter_arguments(command)
         _add_timings(command)
+    _add_serve(commands)
     _add_measuring_commands(commands)
     _add_weight_commands(commands)
     return parser
+
+
+def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:
+    serve = commands.add_parser(
+        "serve", help="answer OpenAI's API over HTTP", description=_SERVE_TEXT, epilog=EXIT_CODES
+    )
+    serve.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
+    add_serve_flags(serve)
+    serve.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and answer together")
+    _add_chat_template(serve)
+    _add_quiet(serve)
+    _add_machine_arguments(serve)
+    _add_adapter_arguments(serve)
 
 
 def _add_measuring_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -109,6 +124,7 @@ def _add_weight_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 _GENERATE_TEXT = "Write the answer to stdout as it is generated; everything else goes to stderr."
+_SERVE_TEXT = "Serve one model until a signal comes. See docs/serving.md."
 _CONVERT_TEXT = "Write OUT/consolidated.safetensors with the tensors of SNAPSHOT/consolidated.00.pth."
 _QUANTIZE_TEXT = "Write OUT/quantized.safetensors with the matrices of SNAPSHOT in 8 or 4 bits."
 _DIGEST_TEXT = "Print the sha256 of every tensor by Mistral's name, with its type and shape."

@@ -74,8 +74,8 @@ class _Text:
 
     def _show(self, text: str) -> Piece:
         self._decoded += len(text)
-        # Before min_tokens a stop string is text like any other.
-        shown = text if self.count < self._min_tokens else self.matcher.feed(text)
+        # Up to min_tokens a stop string is text like any other.
+        shown = text if self.count <= self._min_tokens else self.matcher.feed(text)
         self._shown += len(shown)
         return Piece(shown, list(self._release()))
 

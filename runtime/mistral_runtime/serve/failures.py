@@ -1,4 +1,4 @@
-"""What a client hears when something goes wrong: foreseen failures by name, bugs as 500 with their traceback kept here."""
+"""What a client hears when something goes wrong: failures by name, a bug as 500, with its traceback kept here."""
 
 from __future__ import annotations
 

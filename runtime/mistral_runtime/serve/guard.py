@@ -17,9 +17,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from mistral_runtime.serve.api_error import ApiError
 from mistral_runtime.serve.api_keys import ApiKeys
+from mistral_runtime.serve.defaults import MAX_BODY
 from mistral_runtime.serve.host_rules import HostRules
 
-DEFAULT_MAX_BODY = 16 << 20
 BODY_SECONDS = 60.0
 # A probe has neither key nor name; the page asks for the key itself.
 _OPEN_PATHS = {"/health", "/ready", "/"}
@@ -33,7 +33,7 @@ class GuardRules:
 
     hosts: HostRules = field(default_factory=HostRules)
     keys: ApiKeys | None = None
-    max_body: int = DEFAULT_MAX_BODY
+    max_body: int = MAX_BODY
     body_seconds: float = BODY_SECONDS
     log: Callable[[str], None] | None = None
 

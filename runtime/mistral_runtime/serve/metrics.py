@@ -8,6 +8,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from contextlib import aclosing
+from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
@@ -16,6 +17,7 @@ from prometheus_client.registry import Collector
 from mistral_runtime.serve.answering import Piece
 from mistral_runtime.serve.protocol import Stats
 
+_Family = TypeVar("_Family", GaugeMetricFamily, CounterMetricFamily)
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _FIRST = (0.01, 0.02, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 40, 80, 160, 640)
 _TOKEN = (0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 1, 2.5, 5, 10)
@@ -51,7 +53,7 @@ class _EngineNumbers(Collector):
         ):
             yield self._filled(CounterMetricFamily(f"vllm:{name}", text, labels=["model_name"]), value)
 
-    def _filled(self, family: GaugeMetricFamily, value: float) -> GaugeMetricFamily:
+    def _filled(self, family: _Family, value: float) -> _Family:
         family.add_metric([self._model], value)
         return family
 
