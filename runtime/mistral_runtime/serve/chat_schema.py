@@ -116,6 +116,7 @@ def _message(fields: Fields) -> ChatMessage:
         for name in ("refusal", "function_call", "audio", "reasoning_content", "reasoning"):
             fields.only(name)
         fields.only("annotations", [])
+        fields.ignored("parsed")
     if role == "tool":
         call_id = fields.required_text("tool_call_id")
     fields.ignored("name")
@@ -149,6 +150,7 @@ def _tool_call(fields: Fields) -> ToolCall:
     function = fields.child("function")
     if function is None:
         raise fields.wrong("function", "an object with name and arguments")
+    function.ignored("parsed_arguments")  # OpenAI's client adds its own reading of them when it sends a call back
     call = ToolCall(name, _tool_name(function), function.required_text("arguments"))
     function.done()
     fields.done()

@@ -38,14 +38,22 @@ class HttpServer:
         rules: Who may ask.
         drain_seconds: How long answers may take after the first signal.
         report: Tells people what happens.
+        handles_signals: Whether SIGINT and SIGTERM are this server's; only possible in the main thread.
     """
 
     def __init__(
-        self, service: Service, rules: GuardRules, *, drain_seconds: float, report: Callable[[str], None]
+        self,
+        service: Service,
+        rules: GuardRules,
+        *,
+        drain_seconds: float,
+        report: Callable[[str], None],
+        handles_signals: bool = True,
     ) -> None:
         self._service = service
         self._drain_seconds = drain_seconds
         self._report = report
+        self._handles_signals = handles_signals
         self._server = _Server(
             uvicorn.Config(
                 build_application(service, rules),
@@ -72,16 +80,14 @@ class HttpServer:
 
     async def serve(self, listener: socket.socket, *, tell_listening: Callable[[], None]) -> None:
         """Load the engine and answer requests until `stop`."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                loop.add_signal_handler(number, self.stop)
+        self._handle_signals()
         await self._service.engine.start()
         watch = asyncio.ensure_future(self._watch_engine())
         serving = asyncio.ensure_future(self._server.serve([listener]))
         try:
             await self._until_listening(serving)
-            tell_listening()
+            if not serving.done():
+                tell_listening()
             await serving
         finally:
             watch.cancel()
@@ -98,6 +104,12 @@ class HttpServer:
         notify("STOPPING=1")
         self._report(f"stopping: answers under way have {self._drain_seconds:g} s; a second signal ends them")
         self._server.should_exit = True
+
+    def _handle_signals(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM) if self._handles_signals else ():
+            # What whoever started us wants ignored stays so.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                asyncio.get_running_loop().add_signal_handler(number, self.stop)
 
     async def _until_listening(self, serving: asyncio.Future[None]) -> None:
         while not self._server.started and not serving.done():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +55,11 @@ def make_service(v3: Tokenizer, prompts: dict[str | None, ChatPrompt | None]) ->
 
 
 @pytest.fixture
-def client_of() -> Iterator[Callable[..., TestClient]]:
+def client_of() -> Callable[..., TestClient]:
     """Return a function that makes a client of a service."""
 
     def client(service: Service, rules: GuardRules | None = None) -> TestClient:
         # The client's own way to raise is off: what a route does not catch must be seen as a 500.
         return TestClient(build_application(service, rules), base_url="http://localhost", raise_server_exceptions=False)
 
-    yield client
+    return client
