@@ -97,8 +97,6 @@ def test_a_pickle_is_refused_with_what_to_type(tmp_path):
 @pytest.mark.parametrize(
     "params", [{"rope_theta": "x"}, {"rope_theta": -1}, {"sliding_window": 1.5}, {"sliding_window": True}]
 )
-    "params", [{"rope_theta": "x"}, {"rope_theta": -1}, {"sliding_window": 1.5}, {"sliding_window": True}]
-)
 def test_nonsense_is_refused(tmp_path, params):
     with pytest.raises(RuntimeFailed):
         vllm_arguments(mistral_layout(tmp_path, params), OPTIONS)

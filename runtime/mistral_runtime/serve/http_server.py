@@ -26,7 +26,7 @@ class _Server(uvicorn.Server):
     """uvicorn, but for the signals, which are handled here."""
 
     @contextmanager
-    def capture_signals(self) -> Iterator[None]:  # type: ignore[override]
+    def capture_signals(self) -> Iterator[None]:
         yield
 
 
