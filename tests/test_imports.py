@@ -72,9 +72,9 @@ OWNERS = {
     "rich": {"mistral_fetch.cli.render"},
     "typer": {"mistral_fetch.cli.*"},
     "model_signing": {"mistral_fetch.signatures"},
-    "starlette": {"mistral_fetch.publish.mirror"},
-    "uvicorn": {"mistral_fetch.publish.mirror"},
-    "prometheus_client": {"mistral_fetch.publish.status"},
+    "starlette": {"mistral_fetch.publish.mirror", "mistral_runtime.serve.*"},
+    "uvicorn": {"mistral_fetch.publish.mirror", "mistral_runtime.serve.http_server"},
+    "prometheus_client": {"mistral_fetch.publish.status", "mistral_runtime.serve.metrics"},
     "platformdirs": {"mistral_fetch.config"},
     "tomli": {"mistral_fetch.config"},  # tomllib before Python 3.11
     "torch": {
@@ -133,8 +133,9 @@ OWNERS = {
     "llguidance": {"mistral_runtime.serve.constraints"},
     "safetensors": {"mistral_runtime.weights", "mistral_runtime.quantized_file"},
     "sentencepiece": {"mistral_runtime.tokenizer"},
-    "mistral_common": {"mistral_runtime.prompt"},
-    "pydantic": {"mistral_runtime.prompt"},  # mistral-common's own errors are pydantic's
+    "mistral_common": {"mistral_runtime.prompt", "mistral_runtime.serve.chat_prompt"},
+    # mistral-common's own errors are pydantic's
+    "pydantic": {"mistral_runtime.prompt", "mistral_runtime.serve.chat_prompt"},
 }
 
 # The standard library's ways to a network, and what each is used for.
@@ -166,6 +167,14 @@ NETWORK_USERS = {
     "mistral_runtime.serve.engine_client": {"asyncio"},
     "mistral_runtime.serve.engine_link": {"socket"},  # the engine's end of the pair
     "mistral_runtime.serve.fake_engine": {"asyncio"},
+    **{
+        f"mistral_runtime.serve.{module}": {"asyncio"}
+        for module in ("event_stream", "fan_out", "guard", "threads", "token_routes")
+    },
+    "mistral_runtime.serve.command": {"asyncio", "socket"},
+    "mistral_runtime.serve.http_server": {"asyncio", "socket"},
+    "mistral_runtime.serve.listening": {"socket"},  # what the server listens on
+    "mistral_runtime.serve.notify": {"socket"},  # datagrams to systemd
 }
 
 # Token ids in, token ids out: the model and its engine know neither text nor files nor terminals.

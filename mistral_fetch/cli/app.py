@@ -22,6 +22,7 @@ from mistral_fetch.cli import (
     quantize,
     repair,
     seed,
+    serve,
     show,
     sign,
 )
@@ -75,6 +76,7 @@ def root(
 
 _GROUPS = (
     fetch,
+    serve,
     measure,
     quantize,
     cache,

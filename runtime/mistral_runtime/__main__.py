@@ -25,9 +25,19 @@ if TYPE_CHECKING:
 
 _COUNTS = (
     *("max_tokens", "context", "threads", "stride", "top", "prompt_tokens", "decode_tokens", "rounds", "tp"),
-    *("max_running", "cache_positions", "prefill_chunk"),
+    *("max_running", "max_queue", "cache_positions", "prefill_chunk"),
 )
-_DEPENDENCIES = {"torch", "safetensors", "sentencepiece", "mistral_common", "numpy"}
+_DEPENDENCIES = {
+    "torch": "runtime",
+    "safetensors": "runtime",
+    "sentencepiece": "runtime",
+    "mistral_common": "runtime",
+    "numpy": "runtime",
+    "starlette": "runtime,serve",
+    "uvicorn": "runtime,serve",
+    "prometheus_client": "runtime,serve",
+    "llguidance": "runtime,serve",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,6 +70,8 @@ def _dispatch(args: argparse.Namespace, interrupts: Interrupts, clock: StartCloc
     if args.command in ("convert", "digest", "quantize"):
         return _dispatch_weights(args)
     _require_positive(args)
+    if args.command == "serve":
+        return _serve(args)
     if args.command in ("bench", "ppl", "logits"):
         return _dispatch_measuring(args, clock)
     if args.command == "engine":
@@ -88,6 +100,15 @@ def _dispatch(args: argparse.Namespace, interrupts: Interrupts, clock: StartCloc
         chat = ChatOptions(**common, plain=args.plain, keeps_history=not args.no_history)
         return run_chat(chat, interrupts)
     return run_generate(GenerateOptions(**common, prompt=prompt, raw=args.raw, as_json=args.as_json), interrupts)
+
+
+def _serve(args: argparse.Namespace) -> int:
+    """Serve over HTTP. This process imports no torch; the engine is another."""
+    from mistral_runtime.serve.command import ServeOptions, run_serve
+    from mistral_runtime.serve.engine_start import engine_of
+
+    options = ServeOptions.of(args)
+    return run_serve(options, lambda: engine_of(args))
 
 
 def _dispatch_measuring(args: argparse.Namespace, clock: StartClock) -> int:
@@ -249,8 +270,8 @@ def _missing_dependency(error: ModuleNotFoundError) -> MissingDependency:
         raise error
     return MissingDependency(
         f"the library {name} is not installed for {sys.executable}",
-        detail="expected the libraries of the extra `runtime`, found at least one missing",
-        hint='install them: pip install "mistral-fetch[runtime]"',
+        detail=f"expected the libraries of `{_DEPENDENCIES[name]}`, found at least one missing",
+        hint=f'install them: pip install "mistral-fetch[{_DEPENDENCIES[name]}]"',
     )
 
 

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from mistral_runtime.errors import BadRequest
+from mistral_runtime.serve.defaults import MAX_RUNNING
+from mistral_runtime.serve.flags import add_serve_flags
 
 EXIT_CODES = "exit codes: 0 ok, 1 bug, 2 usage, 40 the model or this machine failed, 130 interrupted"
 
@@ -33,7 +35,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=EXIT_CODES,
     )
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="generate|chat|bench|ppl|logits|convert|quantize|digest"
+        dest="command", required=True, metavar="generate|chat|serve|bench|ppl|logits|convert|quantize|digest"
     )
     generate = commands.add_parser(
         "generate", help="answer or continue one prompt", description=_GENERATE_TEXT, epilog=EXIT_CODES
@@ -52,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_step_arguments(command)
         _add_adapter_arguments(command)
         _add_timings(command)
+    _add_serve(commands)
     _add_measuring_commands(commands)
     _add_weight_commands(commands)
     _add_engine(commands)
@@ -63,15 +66,15 @@ def _add_engine(commands: argparse._SubParsersAction[_Parser]) -> None:
     engine = commands.add_parser("engine", description="Serve one model over a socket.", epilog=EXIT_CODES)
     engine.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
     engine.add_argument("--fd", type=int, required=True, metavar="N", help="descriptor of the connected socket")
-    add_engine_arguments(engine)
+    _add_engine_arguments(engine)
     _add_quiet(engine)
 
 
-def add_engine_arguments(command: argparse.ArgumentParser) -> None:
+def _add_engine_arguments(command: argparse.ArgumentParser) -> None:
     """Add the flags of serving that are the engine's."""
     group = command.add_argument_group("engine")
     group.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and answer together")
-    group.add_argument("--max-running", type=int, default=8, metavar="N", help="most answers at once (8)")
+    group.add_argument("--max-running", type=int, default=MAX_RUNNING, metavar="N", help=f"most answers at once ({MAX_RUNNING})")
     group.add_argument(
         "--cache-positions", type=int, metavar="N", help="positions of all their caches (default: what memory allows)"
     )
@@ -84,6 +87,17 @@ def add_engine_arguments(command: argparse.ArgumentParser) -> None:
     )
     _add_machine_arguments(command)
     _add_adapter_arguments(command)
+
+
+def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:
+    serve = commands.add_parser(
+        "serve", help="answer OpenAI's API over HTTP", description=_SERVE_TEXT, epilog=EXIT_CODES
+    )
+    serve.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
+    add_serve_flags(serve)
+    _add_chat_template(serve)
+    _add_quiet(serve)
+    _add_engine_arguments(serve)
 
 
 def _add_measuring_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
@@ -140,6 +154,7 @@ def _add_weight_commands(commands: argparse._SubParsersAction[_Parser]) -> None:
 
 
 _GENERATE_TEXT = "Write the answer to stdout as it is generated; everything else goes to stderr."
+_SERVE_TEXT = "Serve one model until a signal comes. See docs/serving.md."
 _CONVERT_TEXT = "Write OUT/consolidated.safetensors with the tensors of SNAPSHOT/consolidated.00.pth."
 _QUANTIZE_TEXT = "Write OUT/quantized.safetensors with the matrices of SNAPSHOT in 8 or 4 bits."
 _DIGEST_TEXT = "Print the sha256 of every tensor by Mistral's name, with its type and shape."

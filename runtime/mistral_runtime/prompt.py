@@ -70,7 +70,7 @@ class ChatTemplate:
         self.name = name
         self._tokenizer = tokenizer
         self.stop_strings: tuple[str, ...] = ("\n",) if name == "demo" else ()
-        self._official = None if name == "demo" else _official_tokenizer(tokenizer.path, name)
+        self._official = None if name == "demo" else official_tokenizer(tokenizer.path, name)
 
     def encode(self, messages: Sequence[Message]) -> list[int]:
         """Return the ids that ask for the next answer; the last message is the user's.
@@ -129,7 +129,7 @@ def require_template(name: str | None, tokenizer: Tokenizer) -> ChatTemplate:
     return ChatTemplate(name, tokenizer)
 
 
-def _official_tokenizer(path: Path, name: str) -> Any:
+def official_tokenizer(path: Path, name: str) -> Any:
     """Open the snapshot's tokenizer in mistral-common as version `name`, whatever the file is called.
 
     mistral-common reads the version from the ending of the name, so it is shown a link that has the right one.

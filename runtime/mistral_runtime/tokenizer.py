@@ -39,6 +39,8 @@ class Tokenizer:
         self.vocab_size: int = self._model.vocab_size()
         self.bos_id: int = self._model.bos_id()
         self.eos_id: int = self._model.eos_id()
+        # A piece is written in the characters that it stands for; "<0x0A>" and control tokens only make it longer.
+        self._longest = max(map(len, map(self._model.id_to_piece, range(self.vocab_size))))
         if self.bos_id < 0 or self.eos_id < 0:
             raise MalformedTokenizer(
                 f"{path} lacks the tokens that mark begin and end",
@@ -92,6 +94,10 @@ class Tokenizer:
         """Return the token as the vocabulary writes it: "▁hill", "<0x0A>", "</s>"."""
         piece: str = self._model.id_to_piece(token_id)
         return piece
+
+    def longest_piece(self) -> int:
+        """Return how many characters of text the longest token stands for."""
+        return self._longest
 
     def begins_word(self, token_id: int) -> bool:
         """Say whether the token is written with a space in front; a space that is a byte token is not."""
