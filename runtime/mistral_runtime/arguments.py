@@ -74,7 +74,9 @@ def _add_engine_arguments(command: argparse.ArgumentParser) -> None:
     """Add the flags of serving that are the engine's."""
     group = command.add_argument_group("engine")
     group.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and answer together")
-    group.add_argument("--max-running", type=int, default=MAX_RUNNING, metavar="N", help=f"most answers at once ({MAX_RUNNING})")
+    group.add_argument(
+        "--max-running", type=int, default=MAX_RUNNING, metavar="N", help=f"most answers at once ({MAX_RUNNING})"
+    )
     group.add_argument(
         "--cache-positions", type=int, metavar="N", help="positions of all their caches (default: what memory allows)"
     )

@@ -5,27 +5,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mistral_runtime.errors import NonFiniteLogits
 from mistral_runtime.kv_cache import RollingKVCache
+from mistral_runtime.step_attention import StepAttention
 from mistral_runtime.transformer import Transformer
 
 
 @torch.inference_mode()
 def summed_states(model: Transformer, ids: Sequence[int], cache: RollingKVCache) -> Tensor:
     """Append ids (T) to a sequence and return the sum of the last layer's normed output over them, (dim) in float32."""
-    caught: list[Tensor] = []
-
-    def catch(_layer: nn.Module, _inputs: object, output: Tensor) -> None:
-        caught.append(output)
-
-    hook = model.layers[-1].register_forward_hook(catch)
-    try:
-        model(torch.tensor([list(ids)], device=model.device), cache, last_only=True)
-    finally:
-        hook.remove()
-    states: Tensor = model.norm(caught[0])  # (1, T, dim)
+    tokens = torch.tensor([list(ids)], device=model.device)
+    states: Tensor = model.norm(model.hidden(tokens, StepAttention([(cache, len(ids))])))  # (1, T, dim)
     return states[0].float().sum(0).cpu()
 
 
