@@ -23,6 +23,10 @@ if TYPE_CHECKING:
     from mistral_runtime.sampling_params import SamplingParams
     from mistral_runtime.session import ComputeOptions
 
+_COUNTS = (
+    *("max_tokens", "context", "threads", "stride", "top", "prompt_tokens", "decode_tokens", "rounds", "tp"),
+    *("max_running", "max_queue", "cache_positions", "prefill_chunk"),
+)
 _DEPENDENCIES = {
     "torch": "runtime",
     "safetensors": "runtime",
@@ -69,6 +73,8 @@ def _dispatch(args: argparse.Namespace, interrupts: Interrupts, clock: StartCloc
         return _serve(args)
     if args.command in ("bench", "ppl", "logits"):
         return _dispatch_measuring(args, clock)
+    if args.command == "engine":
+        return _dispatch_engine(args)
     prompt = _prompt(args) if args.command == "generate" else None
     _import_torch(clock)
     from mistral_runtime.chat import ChatOptions, run_chat
@@ -124,6 +130,24 @@ def _dispatch_measuring(args: argparse.Namespace, clock: StartClock) -> int:
     return run_bench(BenchOptions(**common, **sizes, plot=args.plot, timings=args.timings, clock=clock))
 
 
+def _dispatch_engine(args: argparse.Namespace) -> int:
+    from mistral_runtime.serve.engine_process import EngineOptions, run_engine
+
+    return run_engine(
+        EngineOptions(
+            args.directory,
+            args.fd,
+            _compute(args),
+            context=args.context,
+            max_running=args.max_running,
+            cache_positions=args.cache_positions,
+            prefill_chunk=args.prefill_chunk,
+            deterministic=args.deterministic,
+            quiet=args.quiet,
+        )
+    )
+
+
 def _import_torch(clock: StartClock) -> None:
     """Import torch before anything that uses it: one to three seconds, told apart from our own."""
     clock.mark("arguments")
@@ -170,19 +194,7 @@ def _prompt(args: argparse.Namespace) -> str:
 
 
 def _require_positive(args: argparse.Namespace) -> None:
-    for name in (
-        "max_tokens",
-        "context",
-        "threads",
-        "stride",
-        "top",
-        "prompt_tokens",
-        "decode_tokens",
-        "rounds",
-        "tp",
-        "max_running",
-        "max_queue",
-    ):
+    for name in _COUNTS:
         value = getattr(args, name, None)
         if value is not None and not 1 <= value <= 1 << 24:
             raise BadRequest(

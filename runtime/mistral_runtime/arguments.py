@@ -54,6 +54,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_serve(commands)
     _add_measuring_commands(commands)
     _add_weight_commands(commands)
+    _add_engine(commands)
     return parser
 
 
@@ -63,11 +64,37 @@ def _add_serve(commands: argparse._SubParsersAction[_Parser]) -> None:
     )
     serve.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
     add_serve_flags(serve)
-    serve.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and answer together")
     _add_chat_template(serve)
     _add_quiet(serve)
-    _add_machine_arguments(serve)
-    _add_adapter_arguments(serve)
+    add_engine_arguments(serve)
+
+
+def _add_engine(commands: argparse._SubParsersAction[_Parser]) -> None:
+    """Add the command that a serving process starts for itself; no help mentions it."""
+    engine = commands.add_parser("engine", description="Serve one model over a socket.", epilog=EXIT_CODES)
+    engine.add_argument("directory", type=_path, metavar="SNAPSHOT", help="directory with weights and tokenizer")
+    engine.add_argument("--fd", type=int, required=True, metavar="N", help="descriptor of the connected socket")
+    add_engine_arguments(engine)
+    _add_quiet(engine)
+
+
+def add_engine_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the flags of serving that are the engine's."""
+    group = command.add_argument_group("engine")
+    group.add_argument("--context", type=int, metavar="N", help="most tokens of prompt and answer together")
+    group.add_argument("--max-running", type=int, default=8, metavar="N", help="most answers at once (8)")
+    group.add_argument(
+        "--cache-positions", type=int, metavar="N", help="positions of all their caches (default: what memory allows)"
+    )
+    group.add_argument(
+        "--prefill-chunk", type=int, default=64, metavar="N", help="prompt tokens in a step while others stream (64)"
+    )
+    group.add_argument("--deterministic", action="store_true", help="same seed, same tokens, alone or in company")
+    group.add_argument(
+        "--lookup", choices=("auto", "on", "off"), default="auto", help="guess ahead from the text; same answer, sooner"
+    )
+    _add_machine_arguments(command)
+    _add_adapter_arguments(command)
 
 
 def _add_measuring_commands(commands: argparse._SubParsersAction[_Parser]) -> None:

@@ -15,6 +15,8 @@ from torch import Tensor
 from mistral_runtime.errors import NonFiniteLogits
 from mistral_runtime.sampling_params import SamplingParams
 
+_TOP_P_COUNTS = (64, 1024)
+
 
 def new_generator(params: SamplingParams) -> torch.Generator:
     """Return a source of random numbers for one answer, seeded from `params` or from the system."""
@@ -37,8 +39,16 @@ def next_token(logits: Tensor, params: SamplingParams, *, seen: Iterable[int], g
         logits = penalize(logits, seen, params.repetition_penalty)
     if params.temperature == 0:
         return int(logits.argmax())
-    probabilities = token_probabilities(logits, params)
-    return int(torch.multinomial(probabilities, 1, generator=generator))
+    return draw(token_probabilities(logits, params), generator)
+
+
+def draw(probabilities: Tensor, generator: torch.Generator) -> int:
+    """Return an id drawn from a distribution (V), by one random number: the first whose cumulated share exceeds it."""
+    shares = probabilities.double().cumsum(0)
+    total = float(shares[-1])
+    # Below the total even where the product is rounded up to it, so that what is found has a share of its own.
+    point = min(float(torch.rand((), generator=generator, dtype=torch.float64)) * total, math.nextafter(total, 0))
+    return int(torch.searchsorted(shares, torch.tensor(point, dtype=torch.float64), right=True))
 
 
 def require_finite(logits: Tensor) -> None:
@@ -86,9 +96,18 @@ def keep_top_p(logits: Tensor, p: float) -> Tensor:
 
     A token stays while the sum before it is below p, so the likeliest always stays.
     """
-    probabilities, ids = logits.softmax(-1).sort(descending=True, stable=True)
-    dropped = ids[probabilities.cumsum(-1) - probabilities >= p]
-    return logits.index_fill(0, dropped, -math.inf)
+    probabilities = logits.softmax(-1)
+    # Sorting all of 32,000 takes milliseconds, and most often a few hold nearly everything.
+    for count in (*(n for n in _TOP_P_COUNTS if n < logits.numel()), logits.numel()):
+        values = probabilities.topk(count).values
+        before = values.cumsum(-1) - values
+        if bool(before[-1] >= p):
+            break
+    kept = values[before < p]
+    # Where several are as likely as the last that stays, those with the lower ids do.
+    ties = (probabilities == kept[-1]).nonzero()[:, 0][int((kept == kept[-1]).sum()) :]
+    dropped = (probabilities < kept[-1]).index_fill(0, ties, True)
+    return logits.masked_fill(dropped, -math.inf)
 
 
 def keep_min_p(logits: Tensor, fraction: float) -> Tensor:

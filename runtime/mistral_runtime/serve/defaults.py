@@ -5,5 +5,4 @@ from __future__ import annotations
 PORT = 8000
 MAX_BODY = 16 << 20
 DRAIN_SECONDS = 30.0
-MAX_RUNNING = 8
 MAX_QUEUE = 256

@@ -1,11 +1,11 @@
-"""The flags of `serve` that concern requests and their clients; those of the machine are everybody's."""
+"""The flags of `serve` that concern requests and their clients; those of the engine are in `arguments`."""
 
 from __future__ import annotations
 
 import argparse
 from pathlib import Path
 
-from mistral_runtime.serve.defaults import DRAIN_SECONDS, MAX_BODY, MAX_QUEUE, MAX_RUNNING, PORT
+from mistral_runtime.serve.defaults import DRAIN_SECONDS, MAX_BODY, MAX_QUEUE, PORT
 
 
 def add_serve_flags(command: argparse.ArgumentParser) -> None:
@@ -34,13 +34,6 @@ def add_serve_flags(command: argparse.ArgumentParser) -> None:
         metavar="SECONDS",
         help=f"time for answers under way when it ends ({DRAIN_SECONDS:g})",
     )
-    batch = command.add_argument_group("batch")
-    batch.add_argument(
-        "--max-running", type=int, default=MAX_RUNNING, metavar="N", help=f"answers computed together ({MAX_RUNNING})"
-    )
-    batch.add_argument(
+    group.add_argument(
         "--max-queue", type=int, default=MAX_QUEUE, metavar="N", help=f"requests that may wait ({MAX_QUEUE})"
-    )
-    batch.add_argument(
-        "--deterministic", action="store_true", help="the same request gives the same answer, alone or in a batch"
     )
