@@ -7,7 +7,7 @@ from typing import Any
 from starlette.responses import JSONResponse
 
 from mistral_runtime.errors import RequestError
-from mistral_runtime.serve.engine_port import EngineUnavailable, QueueFull
+from mistral_runtime.serve.engine_port import EngineUnavailable, QueueFull, RequestRefused
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
 
@@ -79,6 +79,8 @@ def as_api_error(error: Exception) -> ApiError | None:
         return ApiError(429, str(error), code="queue_full", retry_after=error.retry_after)
     if isinstance(error, EngineUnavailable):
         return ApiError(503, f"the model is not available: {error}", code="engine_unavailable", retry_after=5)
+    if isinstance(error, RequestRefused):
+        return engine_error(error.finished.error)
     if isinstance(error, RequestError):
         return bad_request(f"{error.what}: {error.detail}")
     return None

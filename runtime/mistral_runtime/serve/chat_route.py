@@ -90,8 +90,9 @@ class _Conversation:
 
     def _answers(self) -> AsyncGenerator[tuple[int, Piece], None]:
         options = self._chat.options
-        stops = (*options.stops, *self._writer.stop_strings)
-        grammar = self._writer.grammar(self._chat.tool_use)
+        grammar = self._writer.grammar(self._chat.tool_use) or options.grammar
+        # A grammar knows where its text ends; the template's own end may lie inside it, such as a line break in JSON.
+        stops = options.stops if grammar is not None else (*options.stops, *self._writer.stop_strings)
         requests = [
             options.request(
                 f"{self._id}-{choice}",

@@ -31,6 +31,14 @@ class EngineFailed(EngineUnavailable):
         self.text = text
 
 
+class RequestRefused(Exception):
+    """The engine ended an embedding without a vector; `finished` says why."""
+
+    def __init__(self, finished: Finished) -> None:
+        super().__init__(finished.reason if finished.error is None else finished.error["what"])
+        self.finished = finished
+
+
 class QueueFull(Exception):
     """As many wait as may wait; ask again in `retry_after` seconds."""
 
@@ -67,7 +75,7 @@ class EnginePort(Protocol):
         """
 
     async def embed(self, request: Embed) -> list[float]:
-        """Return one embedding. Raises EngineUnavailable, QueueFull."""
+        """Return one embedding. Raises EngineUnavailable, QueueFull, RequestRefused."""
 
     async def drain(self, timeout: float) -> None:
         """Take nothing new, and wait so many seconds at most for what is under way."""

@@ -145,7 +145,8 @@ class _Log:
         return watched
 
     def write(self) -> None:
-        if self._rules.log is None:
+        # A probe asks every few seconds; only its 403 or a bug would be news.
+        if self._rules.log is None or (self._scope["path"] in _PROBES and self._status in (200, 503)):
             return
         milliseconds = (time.perf_counter() - self._started) * 1000
         line = f"{self._scope['method']} {printable(self._scope['path'])} {self._status} {milliseconds:.0f} ms"

@@ -153,6 +153,12 @@ def test_the_demo_template_ends_at_a_line_break(make_service, client_of):
     assert answer["choices"][0]["message"]["content"] == "An answer"
 
 
+def test_a_form_of_the_answer_outlasts_the_templates_end(make_service, client_of):
+    service = make_service('{\n"a": 1}', template="demo")
+    answer = client_of(service).post(URL, json=ASK | {"response_format": {"type": "json_object"}}).json()
+    assert answer["choices"][0]["message"]["content"] == '{\n"a": 1}'
+
+
 def test_parts_of_text_are_put_together(make_service, client_of, v3):
     service = make_service()
     parts = [{"type": "text", "text": "the "}, {"type": "text", "text": "wind"}]

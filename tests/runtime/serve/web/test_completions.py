@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from mistral_runtime.serve.engine_port import RequestRefused
+from mistral_runtime.serve.protocol import Finished
 from tests.runtime.serve.web.scripted_engine import events_of
 
 URL = "/v1/completions"
@@ -108,6 +110,18 @@ def test_embeddings(make_service, client_of, vector_form):
     assert answer["usage"] == {"prompt_tokens": 5, "total_tokens": 5}
     vector = answer["data"][0]["embedding"]
     assert vector == ([0.6, 0.8] if vector_form == "float" else "mpkZP83MTD8=")
+
+
+def test_an_input_that_the_engine_refuses_is_told(make_service, client_of):
+    service = make_service()
+
+    async def embed(request):
+        error = {"kind": "BadRequest", "what": "no room", "detail": "expected less", "hint": ""}
+        raise RequestRefused(Finished(request.id, "error", error=error))
+
+    service.engine.embed = embed
+    response = client_of(service).post("/v1/embeddings", json={"input": "the wind"})
+    assert (response.status_code, response.json()["error"]["message"]) == (400, "no room: expected less")
 
 
 def test_the_tokenizer_is_shown_as_vllm_does(make_service, client_of):

@@ -129,6 +129,7 @@ def test_the_log_tells_counts_and_no_content(make_service, client_of):
     client.post(CHAT, json=ASK)
     client.post(CHAT + "?token=private", json=ASK | {"stream": True})
     client.get("/v1/nothing%0Anew%1b[31m")
+    client.get("/ready")  # a probe is no news
     first, second, third = lines
     assert first.startswith(f"POST {CHAT} 200 ")
     assert first.endswith("6+3 tokens")
