@@ -13,7 +13,7 @@ from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 
 from mistral_runtime.serve.engine_child import EngineChild
-from mistral_runtime.serve.engine_port import EngineFailed, EngineState, EngineUnavailable, QueueFull
+from mistral_runtime.serve.engine_port import EngineFailed, EngineState, EngineUnavailable, QueueFull, RequestRefused
 from mistral_runtime.serve.protocol import (
     Cancel,
     Drain,
@@ -31,14 +31,6 @@ from mistral_runtime.serve.protocol import (
 
 GOOD_HEALTH_SECONDS = 600.0
 _MOST_RETRY_SECONDS = 120
-
-
-class RequestRefused(Exception):
-    """The engine ended an embedding without a vector; `finished` says why."""
-
-    def __init__(self, finished: Finished) -> None:
-        super().__init__(finished.reason if finished.error is None else finished.error["what"])
-        self.finished = finished
 
 
 Item = Token | Scored | Embedded | Finished
