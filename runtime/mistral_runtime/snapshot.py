@@ -163,6 +163,12 @@ def declared_chat_template(directory: Path) -> tuple[bool, str | None]:
     return (True, "auto") if _small_object(directory / "tokenizer_config.json").get("chat_template") else (False, None)
 
 
+def declared_licence(directory: Path) -> str | None:
+    """Return the licence that `PROVENANCE.json` names, for people to read."""
+    licence = _small_object(directory / "PROVENANCE.json").get("licence")
+    return licence if isinstance(licence, str) else None
+
+
 def _small_object(path: Path) -> dict[str, Any]:
     """Return an optional JSON object; absence is normal, damage is not."""
     if not path.is_file():

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from mistral_runtime.serve.api_error import ClientGone, as_api_error
+from mistral_runtime.serve.api_error import ClientGone
 from mistral_runtime.serve.failures import foreseen
 
 _Result = TypeVar("_Result")
@@ -61,9 +61,8 @@ class EventStream(Response):
         try:
             await asyncio.wait({first}, timeout=REFUSAL_SECONDS)
             error = first.exception() if first.done() else None
-            refusal = as_api_error(error) if isinstance(error, Exception) else None
-            if refusal is not None:
-                await refusal.response()(scope, receive, send)
+            if isinstance(error, Exception):
+                await foreseen(error).response()(scope, receive, send)
                 return
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
             await self._send_events(first, send)

@@ -127,6 +127,7 @@ class HttpServer:
         notify("READY=1")
 
     async def _end_engine(self) -> None:
-        if not self.was_forced and self.failure is None:
+        # One that still loads has nothing to finish, and would be waited for until it has loaded.
+        if not self.was_forced and self._service.engine.state == "ready":
             await self._service.engine.drain(self._drain_seconds)
         await self._service.engine.close()

@@ -35,7 +35,7 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "max_model_len": context,
         "context": context,
         "chat_template": None if service.model.chat is None else service.model.chat.name,
-        **service.model.facts,
+        "license": service.model.licence,
     }
 
 

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from mistral_runtime.prompt import resolve_template
 from mistral_runtime.serve.api_error import ApiError, bad_request
 from mistral_runtime.serve.chat_prompt import ChatPrompt
 from mistral_runtime.serve.threads import in_thread
-from mistral_runtime.snapshot import declared_chat_template, find_tokenizer, find_weights, load_config
+from mistral_runtime.snapshot import declared_chat_template, declared_licence, find_tokenizer, find_weights, load_config
 from mistral_runtime.tokenizer import Tokenizer
 
 _SHORT_CHARACTERS = 4096
@@ -19,13 +18,13 @@ _SHORT_CHARACTERS = 4096
 
 @dataclass(frozen=True)
 class ServedModel:
-    """What requests are read with. `chat` is None for a base model."""
+    """What requests are read with. `chat` is None for a base model, `licence` where nobody said."""
 
     names: tuple[str, ...]
     tokenizer: Tokenizer
     chat: ChatPrompt | None
     created: int
-    facts: dict[str, Any] = field(default_factory=dict)
+    licence: str | None = None
 
     def require_name(self, name: str | None) -> str:
         """Return the name to answer with: the one asked for, or the first where none was.
@@ -114,4 +113,4 @@ def open_model(directory: Path, *, chat_template: str, names: tuple[str, ...], c
     tokenizer.require_vocab_size(config.vocab_size)
     template = resolve_template(chat_template, declared=declared_chat_template(directory), tokenizer=tokenizer)
     chat = None if template is None else ChatPrompt(template, tokenizer)
-    return ServedModel(names, tokenizer, chat, created)
+    return ServedModel(names, tokenizer, chat, created, declared_licence(directory))

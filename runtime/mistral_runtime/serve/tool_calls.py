@@ -87,6 +87,15 @@ class CallScanner:
         except (ValueError, RecursionError):
             return None
         name, arguments = value.get("name"), value.get("arguments", {})
-        if name not in self._names or not isinstance(arguments, dict):
+        if not isinstance(name, str) or name not in self._names or not isinstance(arguments, dict):
             return None
-        return ToolCall(new_call_id(), name, json.dumps(arguments, ensure_ascii=False))
+        return ToolCall(new_call_id(), name, _argument_text(arguments))
+
+
+def _argument_text(arguments: dict[str, Any]) -> str:
+    text = json.dumps(arguments, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return json.dumps(arguments)  # half of a surrogate pair: JSON can hold it only as an escape
+    return text

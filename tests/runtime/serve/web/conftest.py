@@ -6,11 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-pytest.importorskip("starlette")
-
 import mistral_common
+import pytest
 from starlette.testclient import TestClient
 
 from mistral_runtime.serve.application import build_application

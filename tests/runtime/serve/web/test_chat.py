@@ -191,9 +191,6 @@ def test_too_long_a_prompt_is_refused_with_both_numbers(make_service, client_of)
 def test_a_refusal_is_told_by_the_status(make_service, client_of, capfd, failure, status, code, stream):
     service = make_service(lambda _request: [failure])
     response = client_of(service).post(URL, json=ASK | {"stream": stream})
-    if status == 500 and stream:
-        assert events_of(response.text)[-1]["error"]["code"] == "bug"
-        return
     assert (response.status_code, response.json()["error"]["code"]) == (status, code)
     if status == 429:
         assert response.headers["retry-after"] == "7"
@@ -203,11 +200,13 @@ def test_a_refusal_is_told_by_the_status(make_service, client_of, capfd, failure
 
 
 def test_an_error_in_the_middle_is_an_event_and_the_end(make_service, client_of):
-    service = make_service(lambda request: [Token(request.id, 6303), EngineUnavailable("it ended")])
-    response = client_of(service).post(URL, json=ASK | {"stream": True})
-    assert response.status_code == 200
-    *_, last = events_of(response.text)
-    assert last["error"]["code"] == "engine_unavailable"
+    for failure, code in ((EngineUnavailable("it ended"), "engine_unavailable"), (RuntimeError("private"), "bug")):
+        service = make_service(lambda request, failure=failure: [Token(request.id, 6303), failure])
+        response = client_of(service).post(URL, json=ASK | {"stream": True})
+        assert response.status_code == 200
+        *_, last = events_of(response.text)
+        assert last["error"]["code"] == code
+        assert "private" not in response.text
 
 
 @pytest.mark.parametrize(

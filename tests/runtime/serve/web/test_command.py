@@ -31,6 +31,7 @@ def options(*argv):
 @pytest.fixture
 def snapshot(tmp_path, write_snapshot):
     write_snapshot(tmp_path / "a model", "consolidated")
+    (tmp_path / "a model" / "PROVENANCE.json").write_text('{"licence": "Apache-2.0", "chat_template": null}')
     return tmp_path / "a model"
 
 
@@ -102,7 +103,10 @@ def test_a_server_from_start_to_end(snapshot, capfd):
     told["line"].join()
     assert told["text"].startswith("listening on http://127.0.0.1:")
     assert told["text"].endswith("/v1 model a, b/c\n")
-    assert [model["id"] for model in told["models"]["data"]] == ["a", "b/c"]
+    assert [(model["id"], model["license"]) for model in told["models"]["data"]] == [
+        ("a", "Apache-2.0"),
+        ("b/c", "Apache-2.0"),
+    ]
     assert engine.calls == ["start", "drain 30", "close"]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mistral_runtime.serve.engine_port import RequestRefused
-from mistral_runtime.serve.protocol import Finished
+from mistral_runtime.serve.protocol import Finished, Token
 from tests.runtime.serve.web.scripted_engine import events_of
 
 URL = "/v1/completions"
@@ -93,6 +93,14 @@ def test_a_stream_says_the_same(make_service, client_of):
         offsets = [offset for choice in choices if choice["logprobs"] for offset in choice["logprobs"]["text_offset"]]
         assert offsets[-1] == 2
     assert events[-1]["usage"]["prompt_tokens"] == 4
+
+
+def test_the_chosen_token_is_told_even_where_it_is_not_among_the_likeliest(make_service, client_of):
+    def script(request):
+        return [Token(request.id, 6303, -3.0, [(7, -0.25)]), Finished(request.id, "stop", 2, 0, 1)]
+
+    answer = client_of(make_service(script)).post(URL, json={"prompt": "x", "logprobs": 1}).json()
+    assert answer["choices"][0]["logprobs"]["top_logprobs"] == [{"[/AVAILABLE_TOOLS]": -0.25, " wind": -3.0}]
 
 
 def test_bytes_that_are_no_character_have_distinct_names(make_service, client_of):

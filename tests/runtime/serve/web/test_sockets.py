@@ -209,6 +209,19 @@ def test_the_server_answers_while_the_engine_loads(make_service):
     test(scenario())
 
 
+def test_an_engine_that_still_loads_is_not_waited_for(make_service):
+    async def scenario():
+        service = make_service()
+        service.engine.load = asyncio.Event().wait
+        service.engine.state = "loading"
+        async with running(service) as run:
+            run.server.stop()
+            await run.task
+            assert service.engine.calls == ["start", "close"]
+
+    test(scenario())
+
+
 def test_comments_are_sent_while_nothing_comes(make_service):
     async def scenario():
         go_on = asyncio.Event()

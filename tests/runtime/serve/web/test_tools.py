@@ -66,6 +66,31 @@ def test_calls_that_are_none_are_shown_as_text(make_service, client_of, v3):
     assert choice["finish_reason"] == "stop"
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        '[{"name": ["weather"]}]',
+        '[{"name": {}}]',
+        '[{"name": "weather", "arguments": 5}]',
+        "[}{]",
+        "[{" * 5000,
+        '[{"name',
+    ],
+)
+@pytest.mark.parametrize("stream", [False, True])
+def test_whatever_a_model_writes_as_a_call_is_no_bug(make_service, client_of, v3, text, stream):
+    response = client_of(make_service(native(v3, text), context=20_000)).post(URL, json=ASK | {"stream": stream})
+    assert response.status_code == 200
+    assert "tool_calls" not in response.text
+    assert "error" not in response.text
+
+
+def test_half_a_surrogate_pair_in_a_call_can_be_told(make_service, client_of, v3):
+    text = r'[{"name": "weather", "arguments": {"city": "\ud800"}}]'
+    choice = client_of(make_service(native(v3, text))).post(URL, json=ASK).json()["choices"][0]
+    assert json.loads(choice["message"]["tool_calls"][0]["function"]["arguments"]) == {"city": "\ud800"}
+
+
 def test_definitions_and_history_are_written_by_the_template(prompts, v3):
     writer = prompts["v3"]
     call = ToolCall("call_of_another_server", "weather", '{"city": "Nice"}')
