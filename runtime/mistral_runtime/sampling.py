@@ -7,7 +7,8 @@ state is the generator that the caller passes in, so equal logits and equal seed
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -39,16 +40,23 @@ def next_token(logits: Tensor, params: SamplingParams, *, seen: Iterable[int], g
         logits = penalize(logits, seen, params.repetition_penalty)
     if params.temperature == 0:
         return int(logits.argmax())
-    return draw(token_probabilities(logits, params), generator)
+    return draw_token(logits, params, generator)
+
+
+def draw_token(logits: Tensor, params: SamplingParams, generator: torch.Generator) -> int:
+    """Return the next token id for a temperature above 0, by one random number."""
+    probabilities, ids = candidates(logits, params)
+    drawn = draw(probabilities, generator)
+    return drawn if ids is None else int(ids[drawn])
 
 
 def draw(probabilities: Tensor, generator: torch.Generator) -> int:
-    """Return an id drawn from a distribution (V), by one random number: the first whose cumulated share exceeds it."""
-    shares = probabilities.double().cumsum(0)
+    """Return an index drawn from a distribution (N): the first whose cumulated share exceeds a random number."""
+    shares = probabilities.cumsum(0, dtype=torch.float64)
     total = float(shares[-1])
     # Below the total even where the product is rounded up to it, so that what is found has a share of its own.
     point = min(float(torch.rand((), generator=generator, dtype=torch.float64)) * total, math.nextafter(total, 0))
-    return int(torch.searchsorted(shares, torch.tensor(point, dtype=torch.float64), right=True))
+    return int(torch.searchsorted(shares, point, right=True))
 
 
 def require_finite(logits: Tensor) -> None:
@@ -64,15 +72,30 @@ def require_finite(logits: Tensor) -> None:
 
 def token_probabilities(logits: Tensor, params: SamplingParams) -> Tensor:
     """Return the distribution (V) that the next token is drawn from, for a temperature above 0."""
+    probabilities, ids = candidates(logits, params)
+    return probabilities if ids is None else torch.zeros_like(logits).index_put((ids,), probabilities)
+
+
+def candidates(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor | None]:
+    """Return the probabilities (N) of the tokens that no filter rules out, and their ids (N) in rising order.
+
+    The ids are None where they are all of the vocabulary. Each filter looks only at what the one before it left: after
+    the first one that is few, and what is done with few costs nothing.
+    """
     # Shifted first: a tiny temperature would otherwise push the largest logits to infinity.
     logits = (logits - logits.max()) / params.temperature
+    ids = None
+    filters: list[Callable[[Tensor], Tensor]] = []
     if params.top_k:
-        logits = keep_top_k(logits, params.top_k)
+        filters.append(partial(top_k_ids, k=params.top_k))
     if params.top_p < 1:
-        logits = keep_top_p(logits, params.top_p)
+        filters.append(partial(top_p_ids, p=params.top_p))
     if params.min_p > 0:
-        logits = keep_min_p(logits, params.min_p)
-    return logits.softmax(-1)
+        filters.append(partial(min_p_ids, fraction=params.min_p))
+    for kept_of in filters:
+        kept = kept_of(logits)
+        logits, ids = logits[kept], kept if ids is None else ids[kept]
+    return logits.softmax(-1), ids
 
 
 def penalize(logits: Tensor, seen: Iterable[int], penalty: float) -> Tensor:
@@ -85,31 +108,28 @@ def penalize(logits: Tensor, seen: Iterable[int], penalty: float) -> Tensor:
     return logits.index_put((ids,), torch.where(chosen > 0, chosen / penalty, chosen * penalty))
 
 
-def keep_top_k(logits: Tensor, k: int) -> Tensor:
-    """Rule out all but the k largest."""
-    values, ids = logits.topk(min(k, logits.numel()))
-    return torch.full_like(logits, -math.inf).index_put((ids,), values)
+def top_k_ids(logits: Tensor, k: int) -> Tensor:
+    """Return the ids of the k largest, in rising order."""
+    return logits.topk(min(k, logits.numel())).indices.sort().values
 
 
-def keep_top_p(logits: Tensor, p: float) -> Tensor:
-    """Rule out all but the smallest set of likeliest tokens that reaches probability p (arXiv 1904.09751).
+def top_p_ids(logits: Tensor, p: float) -> Tensor:
+    """Return the ids of the smallest set of likeliest tokens that reaches probability p (arXiv 1904.09751), rising.
 
-    A token stays while the sum before it is below p, so the likeliest always stays.
+    A token stays while the sum before it is below p, so the likeliest always stays; of equals those with lower ids do.
     """
     probabilities = logits.softmax(-1)
     # Sorting all of 32,000 takes milliseconds, and most often a few hold nearly everything.
     for count in (*(n for n in _TOP_P_COUNTS if n < logits.numel()), logits.numel()):
-        values = probabilities.topk(count).values
-        before = values.cumsum(-1) - values
-        if bool(before[-1] >= p):
+        values, ids = probabilities.topk(count)
+        stays = values.cumsum(-1) - values < p
+        last = values[stays][-1]
+        if count == logits.numel() or (not stays[-1] and values[-1] < last):
             break
-    kept = values[before < p]
-    # Where several are as likely as the last that stays, those with the lower ids do.
-    ties = (probabilities == kept[-1]).nonzero()[:, 0][int((kept == kept[-1]).sum()) :]
-    dropped = (probabilities < kept[-1]).index_fill(0, ties, True)
-    return logits.masked_fill(dropped, -math.inf)
+    larger, equal = ids[values > last], ids[values == last].sort().values
+    return torch.cat((larger, equal[: int(stays.sum()) - len(larger)])).sort().values
 
 
-def keep_min_p(logits: Tensor, fraction: float) -> Tensor:
-    """Rule out tokens less likely than `fraction` of the likeliest (arXiv 2407.01082)."""
-    return logits.masked_fill(logits < logits.max() + math.log(fraction), -math.inf)
+def min_p_ids(logits: Tensor, fraction: float) -> Tensor:
+    """Return the ids of tokens at least as likely as `fraction` of the likeliest (arXiv 2407.01082), rising."""
+    return (logits >= logits.max() + math.log(fraction)).nonzero()[:, 0]

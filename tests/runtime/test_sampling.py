@@ -12,22 +12,18 @@ from torch import Tensor
 
 from mistral_runtime.errors import BadSampling, NonFiniteLogits
 from mistral_runtime.sampling import (
-    keep_min_p,
-    keep_top_k,
-    keep_top_p,
+    min_p_ids,
     new_generator,
     next_token,
     penalize,
     token_probabilities,
+    top_k_ids,
+    top_p_ids,
 )
 from mistral_runtime.sampling_params import SamplingParams
 
 PROBABILITIES = [0.5, 0.25, 0.15, 0.07, 0.03]
 LOGITS = torch.tensor(PROBABILITIES).log()
-
-
-def _kept(logits: Tensor) -> list[int]:
-    return torch.isfinite(logits).nonzero().flatten().tolist()
 
 
 def _draw(params: SamplingParams, count: int, logits: Tensor = LOGITS, seen: tuple[int, ...] = ()) -> list[int]:
@@ -37,21 +33,30 @@ def _draw(params: SamplingParams, count: int, logits: Tensor = LOGITS, seen: tup
 
 @pytest.mark.parametrize("k, kept", [(1, [0]), (3, [0, 1, 2]), (99, [0, 1, 2, 3, 4])])
 def test_top_k_keeps_the_likeliest(k: int, kept: list[int]) -> None:
-    assert _kept(keep_top_k(LOGITS, k)) == kept
+    assert top_k_ids(LOGITS, k).tolist() == kept
 
 
 @pytest.mark.parametrize(
     "p, kept", [(0.01, [0]), (0.49, [0]), (0.6, [0, 1]), (0.8, [0, 1, 2]), (0.99, [0, 1, 2, 3, 4])]
 )
 def test_top_p_keeps_the_smallest_set_that_reaches_p(p: float, kept: list[int]) -> None:
-    assert _kept(keep_top_p(LOGITS, p)) == kept
+    assert top_p_ids(LOGITS, p).tolist() == kept
     shuffled = LOGITS.flip(0)
-    assert _kept(keep_top_p(shuffled, p)) == sorted(4 - token for token in kept)
+    assert top_p_ids(shuffled, p).tolist() == sorted(4 - token for token in kept)
+
+
+@pytest.mark.parametrize("p", [0.05, 0.5, 0.9, 0.999])
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0])
+def test_top_p_of_many_equals_the_sorted_way(p: float, spread: float) -> None:
+    """With bfloat16's few values there are ties everywhere, and with a spread of 0 nothing else."""
+    logits = (torch.randn(3000, generator=torch.Generator().manual_seed(5)) * spread).bfloat16().float()
+    probabilities, ids = logits.softmax(-1).sort(descending=True, stable=True)
+    assert top_p_ids(logits, p).tolist() == sorted(ids[probabilities.cumsum(-1) - probabilities < p].tolist())
 
 
 @pytest.mark.parametrize("fraction, kept", [(0.01, [0, 1, 2, 3, 4]), (0.1, [0, 1, 2, 3]), (0.4, [0, 1]), (0.9, [0])])
 def test_min_p_is_relative_to_the_likeliest(fraction: float, kept: list[int]) -> None:
-    assert _kept(keep_min_p(LOGITS, fraction)) == kept
+    assert min_p_ids(LOGITS, fraction).tolist() == kept
 
 
 def test_repetition_penalty_pushes_down_on_both_sides_of_zero() -> None:

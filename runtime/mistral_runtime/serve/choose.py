@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mistral_runtime.sampling import draw, new_generator, token_probabilities
+from mistral_runtime.sampling import draw_token, new_generator
 from mistral_runtime.scoring import likeliest
 from mistral_runtime.serve.protocol import Generate
 
@@ -54,7 +54,7 @@ class Chooser:
             return None
         if self._sampling.temperature == 0:
             return int(logits.argmax())
-        return draw(token_probabilities(logits, self._sampling), self._generator)
+        return draw_token(logits, self._sampling, self._generator)
 
     def note(self, token: int) -> None:
         """Take in a token of the answer."""

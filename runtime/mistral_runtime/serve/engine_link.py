@@ -12,6 +12,7 @@ import threading
 from queue import SimpleQueue
 from typing import BinaryIO, NoReturn
 
+from mistral_runtime.errors import BadRequest
 from mistral_runtime.serve.engine_loop import Inbox
 from mistral_runtime.serve.protocol import (
     MAX_LINE_BYTES,
@@ -35,11 +36,13 @@ class EngineLink:
     Args:
         descriptor: A connected stream socket, which is now this object's.
         inbox: Where what is read goes.
+
+    Raises:
+        BadRequest: The descriptor is none.
     """
 
     def __init__(self, descriptor: int, inbox: Inbox) -> None:
-        os.set_inheritable(descriptor, False)  # a compiler that is started from here must not keep it open
-        self._socket = socket.socket(fileno=descriptor)
+        self._socket = _connected(descriptor)
         self._outbox: SimpleQueue[Message | None] = SimpleQueue()
         self._inbox = inbox
         self._writer = threading.Thread(target=self._write, name="engine-writer", daemon=True)
@@ -73,6 +76,18 @@ class EngineLink:
                 self._socket.sendall(encode_line(message))
             except OSError:
                 _end(0)
+
+
+def _connected(descriptor: int) -> socket.socket:
+    try:
+        os.set_inheritable(descriptor, False)  # a compiler that is started from here must not keep it open
+        return socket.socket(fileno=descriptor)
+    except OSError as error:
+        raise BadRequest(
+            "--fd is no connected socket",
+            detail=f"expected a descriptor that the serving process handed over, found {descriptor}: {error.strerror}",
+            hint="start `serve`, which starts this command itself",
+        ) from error
 
 
 def _next_line(lines: BinaryIO) -> bytes:

@@ -15,7 +15,7 @@ from queue import SimpleQueue
 import torch
 
 from mistral_runtime.device import dtype_name
-from mistral_runtime.kv_cache import cache_positions
+from mistral_runtime.kv_cache import cache_bytes, cache_positions
 from mistral_runtime.machine import available_memory
 from mistral_runtime.serve.cache_budget import choose_cache_positions
 from mistral_runtime.serve.caches import CacheMaker, serving_slack
@@ -91,11 +91,10 @@ def _plan(session: Session, options: EngineOptions, context: int, free_bytes: in
     config, model = session.snapshot.config, session.engine.model
     slack = serving_slack(options.compute.lookup)
     positions = choose_cache_positions(
-        config,
         wanted=options.cache_positions,
         most=options.max_running * cache_positions(config, context, slack=slack),
         room_bytes=_room_bytes(session, free_bytes),
-        bytes_per_value=model.dtype.itemsize,
+        position_bytes=cache_bytes(config, 1, bytes_per_value=model.dtype.itemsize),
         ignore_plan=options.compute.ignore_memory_plan,
     )
     # A sequence that could never fit is no context to promise.

@@ -164,3 +164,11 @@ def test_an_engine_that_is_told_garbage_ends(demo_directory: Path) -> None:
         _, errors = process.communicate(timeout=120)
     assert process.returncode == 40
     assert b"not a message" in errors
+
+
+def test_the_command_is_of_no_use_without_a_socket(demo_directory: Path) -> None:
+    command = [sys.executable, "-m", "mistral_runtime", "engine", demo_directory, "--fd", "999"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 3
+    assert "--fd" in done.stderr
