@@ -18,7 +18,7 @@ from mistral_runtime.config import ModelConfig
 from mistral_runtime.conversation_cache import ConversationCache
 from mistral_runtime.errors import BadRequest, EmptyPrompt, PromptTooLong
 from mistral_runtime.kv_cache import RollingKVCache
-from mistral_runtime.lookup import DraftPace, LookupMode, PromptLookup, cache_slack
+from mistral_runtime.lookup import MAX_DRAFT, DraftPace, LookupMode, PromptLookup
 from mistral_runtime.sampling import new_generator, next_token
 from mistral_runtime.sampling_params import SamplingParams
 from mistral_runtime.transformer import Transformer
@@ -91,6 +91,7 @@ class Generation:
         prefill_chunk: int,
         step: Step,
         lookup: LookupMode,
+        slack: int,
         cache: ConversationCache | None = None,
     ) -> None:
         positions = check_context(
@@ -111,7 +112,7 @@ class Generation:
         self._step = step
         self._step_seconds: float | None = None  # of the latest decode step
         self._lookup = None if lookup == "off" else PromptLookup(request.prompt)
-        self._kept = cache or ConversationCache(lambda: model.new_cache(positions, slack=cache_slack(lookup)))
+        self._kept = cache or ConversationCache(lambda: model.new_cache(positions, slack=slack))
 
     def __iter__(self) -> Iterator[int]:
         request, generator = self._request, new_generator(self._request.sampling)
@@ -219,6 +220,8 @@ class Engine:
         prefill_chunk: Positions per step of a prompt.
         step: How a step is computed.
         lookup: Whether to guess several tokens ahead; see `lookup.py`. It changes the time, not the answer.
+        slack: How many positions the cache can take back. The same with and without guesses: past a window, attention
+            adds up in the order of the cache's slots, and their number decides that order.
     """
 
     def __init__(
@@ -229,18 +232,18 @@ class Engine:
         prefill_chunk: int = PREFILL_CHUNK,
         step: Step = eager_step,
         lookup: LookupMode = "off",
+        slack: int = MAX_DRAFT,
     ) -> None:
         self.model = model
         self._step = step
         self._context = context
         self._prefill_chunk = prefill_chunk
         self._lookup = lookup
+        self._slack = slack
 
     def conversation_cache(self, positions: int, *, may_rewind: bool = True) -> ConversationCache:
         """Return an empty cache to hand to `generate` again and again, for sequences of up to `positions`."""
-        return ConversationCache(
-            lambda: self.model.new_cache(positions, slack=cache_slack(self._lookup)), may_rewind=may_rewind
-        )
+        return ConversationCache(lambda: self.model.new_cache(positions, slack=self._slack), may_rewind=may_rewind)
 
     def generate(self, request: Request, *, cache: ConversationCache | None = None) -> Generation:
         """Begin an answer; nothing is computed until the result is iterated over.
@@ -258,5 +261,6 @@ class Engine:
             prefill_chunk=self._prefill_chunk,
             step=self._step,
             lookup=self._lookup,
+            slack=self._slack,
             cache=cache,
         )

@@ -21,11 +21,6 @@ _LONGEST_MATCH = 24  # where two candidates agree that far, the more recent one 
 _MOST_CANDIDATES = 16  # a text of one repeated token has as many candidates as tokens
 
 
-def cache_slack(mode: LookupMode) -> int:
-    """Return how many positions the cache must be able to take back."""
-    return 0 if mode == "off" else MAX_DRAFT
-
-
 class PromptLookup:
     """An index of all token ids so far that finds the longest recent match of their end.
 

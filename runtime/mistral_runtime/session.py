@@ -22,7 +22,7 @@ from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, Step, check_c
 from mistral_runtime.errors import BadRequest
 from mistral_runtime.kv_int8 import KvKind
 from mistral_runtime.loading import choose_for, open_weights
-from mistral_runtime.lookup import LookupMode, cache_slack
+from mistral_runtime.lookup import MAX_DRAFT, LookupMode
 from mistral_runtime.lora import LoraOptions, describe, merging, result_fields, set_apart
 from mistral_runtime.prompt import resolve_template
 from mistral_runtime.snapshot import (
@@ -142,7 +142,9 @@ def load_session(
     check_ranks(snapshot.config, options.ranks)
     _refuse_together(options)
     # Guesses are taken back in the cache of this process, which is not the only one, or not the one that was compiled.
-    lookup: LookupMode = "off" if options.ranks > 1 or options.compile else options.lookup
+    can_take_back = options.ranks == 1 and not options.compile
+    lookup: LookupMode = options.lookup if can_take_back else "off"
+    slack = MAX_DRAFT if can_take_back else 0
     weights = open_weights(snapshot.files, snapshot.config, quantize=options.quantize)
     clock.mark("weights_opened")
     for name in snapshot.files.passed_over:
@@ -168,7 +170,7 @@ def load_session(
             compute,
             context=positions,
             prefill_chunk=PREFILL_CHUNK,
-            slack=cache_slack(lookup),
+            slack=slack,
             kv=options.kv,
         )
         plan = replace(plan, weights=weights.resident_bytes(compute))
@@ -203,7 +205,7 @@ def load_session(
         return Session(
             snapshot,
             compute,
-            Engine(model, context=context, step=step, lookup=lookup),
+            Engine(model, context=context, step=step, lookup=lookup, slack=slack),
             time.perf_counter() - started,
             clock,
             lora=result_fields(adapter, apart=lora.apart) if adapter and lora else None,

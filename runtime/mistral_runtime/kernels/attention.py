@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import math
-import os
 from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-from mistral_runtime.kernels.build import ATTENTION_SOURCE, BuildFailed, load_library
-from mistral_runtime.kernels.rows import DISABLE_VARIABLE
+from mistral_runtime.kernels.build import ATTENTION_SOURCE
+from mistral_runtime.kernels.calling import try_to_load
 
 _MOST_DIMENSIONS = 512  # as in attention.c
 
@@ -144,16 +143,10 @@ def _require_layout(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Non
 @lru_cache(maxsize=1)
 def attention_kernel() -> AttentionKernel | None:
     """Return the kernel, built and checked, or None where it cannot be had."""
-    if os.environ.get(DISABLE_VARIABLE) == "off":
-        return None
-    try:
-        kernel = AttentionKernel(load_library(ATTENTION_SOURCE))
-    except BuildFailed:
-        return None
-    return kernel if _is_right(kernel) else None
+    return try_to_load(ATTENTION_SOURCE, AttentionKernel, _self_check)[0]
 
 
-def _is_right(kernel: AttentionKernel) -> bool:
+def _self_check(kernel: AttentionKernel) -> str:
     """Hold the library against torch on small numbers: a compiler can be wrong, and a cached file damaged."""
     generator = torch.Generator().manual_seed(1)
     q, k, v = (torch.randn(shape, generator=generator).bfloat16() for shape in ((1, 2, 4, 64), *[(1, 2, 261, 64)] * 2))
@@ -161,4 +154,5 @@ def _is_right(kernel: AttentionKernel) -> bool:
     scores = torch.einsum("btkgd,bksd->bkgts", q.float().view(1, 2, 2, 2, 64), k.float()) / 8
     weights = scores.masked_fill(~mask, -math.inf).softmax(-1)
     expected = torch.einsum("bkgts,bksd->btkgd", weights, v.float()).flatten(2)
-    return torch.allclose(kernel(q, k, v, mask).float(), expected, atol=0.01)
+    is_right = torch.allclose(kernel(q, k, v, mask).float(), expected, atol=0.01)
+    return "" if is_right else "the compiled attention computes something else than torch"

@@ -10,7 +10,6 @@ from torch import Tensor
 
 from mistral_runtime.kernels.build import SOURCE
 from mistral_runtime.kernels.calling import (
-    DISABLE_VARIABLE,
     INT,
     LONG,
     POINTER,
@@ -20,8 +19,6 @@ from mistral_runtime.kernels.calling import (
     plain_shape,
     try_to_load,
 )
-
-__all__ = ["DISABLE_VARIABLE", "MAX_ROWS", "RowKernels", "kernels_reason", "row_kernels"]
 
 # From here on oneDNN's product of many rows is faster: measured on Zen 4, three shapes of a 7B, 16 to 32 rows. At 24
 # the kernel needs 0.74 to 0.99 of its time; at 32 some lose.

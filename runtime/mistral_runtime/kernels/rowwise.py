@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import os
 from functools import lru_cache
 
 import torch
 from torch import Tensor
 from torch.nn.functional import silu
 
-from mistral_runtime.kernels.build import ROWWISE_SOURCE, BuildFailed, load_library
-from mistral_runtime.kernels.rows import DISABLE_VARIABLE
+from mistral_runtime.kernels.build import ROWWISE_SOURCE
+from mistral_runtime.kernels.calling import try_to_load
 
 _POINTER, _LONG, _INT = ctypes.c_void_p, ctypes.c_long, ctypes.c_int
 
@@ -94,16 +93,10 @@ def kernels_for(x: Tensor) -> RowwiseKernels | None:
 @lru_cache(maxsize=1)
 def rowwise_kernels() -> RowwiseKernels | None:
     """Return the kernels, built and checked, or None where they cannot be had."""
-    if os.environ.get(DISABLE_VARIABLE) == "off":
-        return None
-    try:
-        kernels = RowwiseKernels(load_library(ROWWISE_SOURCE))
-    except BuildFailed:
-        return None
-    return kernels if _are_right(kernels) else None
+    return try_to_load(ROWWISE_SOURCE, RowwiseKernels, _self_check)[0]
 
 
-def _are_right(kernels: RowwiseKernels) -> bool:
+def _self_check(kernels: RowwiseKernels) -> str:
     """Hold the library against torch on small numbers: a compiler can be wrong, and a cached file damaged."""
     generator = torch.Generator().manual_seed(1)
     x, y = (torch.randn(2, 3, 4, 20, generator=generator).bfloat16() for _ in range(2))
@@ -119,7 +112,8 @@ def _are_right(kernels: RowwiseKernels) -> bool:
         (turned, (x.float() - swapped) * angles),
         (kernels.gate(x, y), silu(x.float()) * y.float()),
     )
-    return all(torch.allclose(found.float(), exact, rtol=0.02, atol=0.02) for found, exact in pairs)
+    is_right = all(torch.allclose(found.float(), exact, rtol=0.02, atol=0.02) for found, exact in pairs)
+    return "" if is_right else "a compiled norm, rotation or gate computes something else than torch"
 
 
 def _plain(x: Tensor) -> Tensor:

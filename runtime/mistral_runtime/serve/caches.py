@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mistral_runtime.kv_cache import cache_positions
-from mistral_runtime.lookup import LookupMode, cache_slack
+from mistral_runtime.lookup import MAX_DRAFT
 from mistral_runtime.serve.idle_caches import CacheSlot
 from mistral_runtime.transformer import Transformer
 
@@ -18,9 +18,8 @@ from mistral_runtime.transformer import Transformer
 _TURN_SLACK = 32
 
 
-def serving_slack(mode: LookupMode) -> int:
-    """Return how many positions a cache of the engine must be able to take back."""
-    return _TURN_SLACK + cache_slack(mode)
+SERVING_SLACK = _TURN_SLACK + MAX_DRAFT
+"""How many positions a cache of the engine must be able to take back."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from mistral_runtime.kv_cache import cache_bytes, cache_positions
 from mistral_runtime.kv_int8 import bytes_per_head
 from mistral_runtime.machine import available_memory
 from mistral_runtime.serve.cache_budget import choose_cache_positions
-from mistral_runtime.serve.caches import CacheMaker, serving_slack
+from mistral_runtime.serve.caches import SERVING_SLACK, CacheMaker
 from mistral_runtime.serve.constraints import Constraints
 from mistral_runtime.serve.engine_link import EngineLink
 from mistral_runtime.serve.engine_loop import EngineLoop, Inbox
@@ -90,10 +90,9 @@ def run_engine(options: EngineOptions) -> int:
 
 def _plan(session: Session, options: EngineOptions, context: int, free_bytes: int | None) -> tuple[CacheMaker, Limits]:
     config, model = session.snapshot.config, session.engine.model
-    slack = serving_slack(options.compute.lookup)
     positions = choose_cache_positions(
         wanted=options.cache_positions,
-        most=options.max_running * cache_positions(config, context, slack=slack),
+        most=options.max_running * cache_positions(config, context, slack=SERVING_SLACK),
         room_bytes=_room_bytes(session, free_bytes),
         position_bytes=cache_bytes(config, 1, bytes_per_head=bytes_per_head(config, options.compute.kv, model.dtype)),
         ignore_plan=options.compute.ignore_memory_plan,
@@ -104,7 +103,7 @@ def _plan(session: Session, options: EngineOptions, context: int, free_bytes: in
     limits = Limits(
         positions, options.max_running, prefill_chunk=options.prefill_chunk, deterministic=options.deterministic
     )
-    return CacheMaker(model, context, slack), limits
+    return CacheMaker(model, context, SERVING_SLACK), limits
 
 
 def _room_bytes(session: Session, free_bytes: int | None) -> int | None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from mistral_runtime.engine import Engine, Request
 from mistral_runtime.lookup import LookupMode
-from mistral_runtime.serve.caches import CacheMaker, serving_slack
+from mistral_runtime.serve.caches import SERVING_SLACK, CacheMaker
 from mistral_runtime.serve.constraints import Constraints
 from mistral_runtime.serve.engine_loop import EngineLoop, Inbox
 from mistral_runtime.serve.protocol import Finished, Generate, Message, Stats, Step, decode_line, encode_line
@@ -37,7 +37,7 @@ class TestLoop:
         self._inbox: Inbox = SimpleQueue()
         self.loop = EngineLoop(
             replace(LIMITS, **limits),
-            CacheMaker(model, context, serving_slack(lookup)),
+            CacheMaker(model, context, SERVING_SLACK),
             inbox=self._inbox,
             emit=self._tell,
             lookup=lookup,
