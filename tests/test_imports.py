@@ -75,7 +75,7 @@ OWNERS = {
     "uvicorn": {"mistral_fetch.publish.mirror"},
     "prometheus_client": {"mistral_fetch.publish.status"},
     "platformdirs": {"mistral_fetch.config"},
-    "tomli": {"mistral_fetch.config"},  # tomllib before Python 3.11
+    "tomli": {"mistral_fetch.strict_toml"},  # tomllib before Python 3.11
     "torch": {
         f"mistral_runtime.{module}"
         for module in (

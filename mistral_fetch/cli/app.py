@@ -15,6 +15,7 @@ from mistral_fetch.cli import (
     demo,
     doctor,
     fetch,
+    lock,
     measure,
     mirror,
     mirror_check,
@@ -24,6 +25,7 @@ from mistral_fetch.cli import (
     seed,
     show,
     sign,
+    sync,
 )
 from mistral_fetch.cli.options import show_error
 from mistral_fetch.cli.terminal import open_missing_streams, write_err
@@ -75,6 +77,8 @@ def root(
 
 _GROUPS = (
     fetch,
+    lock,
+    sync,
     measure,
     quantize,
     cache,
