@@ -242,6 +242,12 @@ def _to_seconds(value: Any) -> float:
     return seconds
 
 
+def _to_duration(value: Any) -> float:
+    from mistral_fetch.units import parse_duration
+
+    return parse_duration(str(value))
+
+
 def _to_size(value: Any) -> int:
     from mistral_fetch.units import parse_size
 
@@ -358,7 +364,7 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "hf_cache": _to_bool,
     "disk_reserve": _to_size,
     "cache_quota": _to_size,
-    "keep_trash": _to_seconds,
+    "keep_trash": _to_duration,
     "catalog": _to_catalog,
     "trust_keys": _to_trust_keys,
     "python": str,

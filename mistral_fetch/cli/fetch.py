@@ -11,6 +11,7 @@ import typer
 from mistral_fetch.cli.choices import ConvertTo, QuantizeTo
 from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals, write_out
 from mistral_fetch.cli.paths import local_directory
+from mistral_fetch.cli.provisioning import WaitOption, with_wait
 from mistral_fetch.cli.services import StatusListen, watched
 from mistral_fetch.errors import UsageError
 from mistral_fetch.ref import DirectoryRef, parse_ref
@@ -55,8 +56,10 @@ def pull(
         ),
     ] = None,
     status_listen: StatusListen = None,
+    wait: WaitOption = False,
 ) -> int:
     """Fetch models, verify every byte, and print their snapshot directories. Does nothing where they are complete."""
+    front = with_wait(front, wait)
     if dry_run:
         from mistral_fetch.cli.preview import print_plans
 
@@ -105,6 +108,8 @@ def _pull_fields(result: PullResult) -> dict[str, Any]:
 def fetch(front: FrontEnd, text: str, *, refresh: bool = False, status_listen: str | None = None) -> PullResult:
     """Make one model complete, showing progress."""
     from mistral_fetch.sources.base import StopSignal
+    from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.use import note_use
     from mistral_fetch.transfer.pull import pull as pull_model
 
     ref, stop = parse_ref(text), StopSignal()
@@ -114,6 +119,7 @@ def fetch(front: FrontEnd, text: str, *, refresh: bool = False, status_listen: s
             result = pull_model(ref, front.settings, report, stop, refresh=refresh, adopt_from=front.adopt_from)
     finally:
         undo()
+    note_use(Layout(front.settings.home), result.directory)
     if not result.was_complete:
         received = format_size(result.received_bytes)
         front.note(f"{result.key}: complete and verified ({result.assurance}), {received} received")
@@ -285,15 +291,18 @@ def _launch(
 ) -> int:
     from mistral_fetch.launch.locate import find_interpreter
     from mistral_fetch.launch.process import capture_runtime, explained_failure, run_runtime
+    from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.use import in_use
 
     # Asked before 13 GB are fetched, not after.
     interpreter = find_interpreter(front.settings.python)
     directory, quantizing = directory_of(front, text, quantize, interpreter)
     options = quantizing + options
-    if not front.is_json:
-        return run_runtime(interpreter, runtime_command, options, [str(directory), *positionals])
-    # A JSON result or a JSON error, never neither: so its output is kept until it is known which.
-    code, output = capture_runtime(interpreter, runtime_command, options, [str(directory), *positionals])
+    with in_use(Layout(front.settings.home), directory, f"{runtime_command} {text}"):
+        if not front.is_json:
+            return run_runtime(interpreter, runtime_command, options, [str(directory), *positionals])
+        # A JSON result or a JSON error, never neither: so its output is kept until it is known which.
+        code, output = capture_runtime(interpreter, runtime_command, options, [str(directory), *positionals])
     if not output.strip():
         raise explained_failure(code)
     write_out(output.decode().rstrip("\n"))

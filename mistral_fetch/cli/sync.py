@@ -157,7 +157,24 @@ def _prune(
     front: FrontEnd, entries: list[LockedModel], failures: list[MistralFetchError], *, dry_run: bool
 ) -> list[dict[str, Any]]:
     """Move models that are not listed to the trash, unless something failed: then the list may be at fault."""
-    return []
+    from mistral_fetch.cli.prune import carry_out, item_fields, make_plan, prune_lock
+    from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.prune import Rules
+
+    if failures:
+        front.note("nothing is pruned, because not every model is as it should be")
+        return []
+    layout = Layout(front.settings.home)
+    if not layout.home.is_dir():
+        return []
+    rules = Rules(only_models={entry.key for entry in entries})
+    if dry_run:
+        return [item_fields(item) for item in make_plan(front, layout, rules)[1]]
+    with prune_lock(front, layout):
+        done = carry_out(layout, make_plan(front, layout, rules)[1], keeps_trash=True)
+    for item, owner in done.kept:
+        front.note(f"{item.name} is not listed, but in use: {owner}")
+    return [item_fields(item) for item in done.removed]
 
 
 def _fields(
@@ -198,7 +215,7 @@ def _model_fields(outcome: Outcome) -> dict[str, Any]:
 
 def _text(outcomes: list[Outcome], removed: list[dict[str, Any]], *, dry_run: bool) -> str:
     lines = [f"{outcome.state:<8} {outcome.ref}  {_remark(outcome)}".rstrip() for outcome in outcomes]
-    lines += [f"{'planned' if dry_run else 'removed':<8} {model['ref']}  not listed" for model in removed]
+    lines += [f"{'planned' if dry_run else 'removed':<8} {model['name']}  not listed" for model in removed]
     states = [outcome.state for outcome in outcomes]
     counted = [f"{states.count(state)} {state}" for state in dict.fromkeys(states)]
     return "\n".join([*lines, ", ".join([*counted, f"{len(removed)} removed"] if removed else counted)])

@@ -37,7 +37,7 @@ from mistral_fetch.store.snapshots import FROM_CACHE
 from mistral_fetch.transfer.adoption import Adopter
 from mistral_fetch.transfer.channels import Job, no_channel, refused_offline
 from mistral_fetch.transfer.offer import Offer, names_content, partial_key
-from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, plan_transfer
+from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, check_quota, plan_transfer
 from mistral_fetch.transfer.pull import already_here, is_described_here, refuse_unsigned_kinds
 from mistral_fetch.transfer.resolve import Resolver
 from mistral_fetch.transfer.shelves import open_shelves
@@ -154,6 +154,7 @@ def _preview_offer(job: Job, channel: str, offer: Offer) -> Preview:
     states = {file.path: FileState(None, file.size if file.adoptable else file.present_bytes) for file in files}
     plan = plan_transfer(offer.manifest.files, states)
     try:
+        check_quota(plan.total_bytes, settings.cache_quota, str(job.layout.home))
         check_disk(plan, free_bytes - copied, settings.disk_reserve, str(job.layout.home))
     except OutOfSpace as error:
         refusal = refusal or error
