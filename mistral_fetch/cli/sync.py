@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mistral_fetch.transfer.channels import PullResult
 
 _EXIT_CODES = (
-    "Exit codes, of the first model that failed: 0 ok, 2 usage, 3 not found, 4 not authorised, 5 stalled, 6 no source,"
+    "Exit codes: 0 ok; of the first model that failed: 2 usage, 3 not found, 4 not authorised, 5 stalled, 6 no source,"
     " 9 disk, 11 locked, 13 the lock does not match (--frozen), 20 bad lock or manifest, 32 integrity, 33 assurance,"
     " 40 runtime, 130 interrupted."
 )

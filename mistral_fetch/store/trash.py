@@ -149,9 +149,11 @@ def empty_entry(layout: Layout, directory: Path) -> int:
         StoreLocked: A pull uses one of the blobs: they are left for another time.
         StoreError: The disk refused; what is left is found by the next prune.
     """
-    names = blob_names(directory / "snapshot")
+    names, entry = blob_names(directory / "snapshot"), read_entry(directory)
     with disk_errors("emptying the trash", directory):
         forget(directory)
+        if entry is not None and not layout.snapshot(entry.content_digest).exists():
+            layout.used(entry.content_digest).unlink(missing_ok=True)
     reached("trash-emptied")
     return remove_unused_blobs(layout, names)
 
