@@ -58,8 +58,8 @@ def find_line(text: str, where: str) -> int | None:
     for number, line in enumerate(text.split("\n"), 1):
         if header := _HEADER.match(line):
             table = _resolve(header[2].split("."), header[1] == "[[", counts)
-            if wanted == table:
-                nearest = number
+            if wanted == table or wanted.startswith(f"{table}."):
+                nearest = number  # a table within comes after the one around it
         elif key := _KEY.match(line):
             full = f"{table}.{key[1]}".lstrip(".")
             if wanted == full or wanted.startswith((f"{full}[", f"{full}.")):

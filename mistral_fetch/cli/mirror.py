@@ -96,7 +96,7 @@ def mirror(
 def _served(
     front: FrontEnd, ref: str | None, out: Path | None, supervisor: Any, stop: Any, stack: ExitStack
 ) -> list[ServedModel]:
-    """Return what to serve, its manifests and torrents made where they are missing; it is in use until ``stack`` ends."""
+    """Return what to serve, its manifests and torrents made where missing; it is in use until ``stack`` ends."""
     from mistral_fetch.publish.site import ServedModel
     from mistral_fetch.store.layout import Layout
     from mistral_fetch.store.use import in_use
