@@ -16,7 +16,7 @@ from mistral_fetch.cli.provisioning import (
     require_current_lock,
     settings_for,
 )
-from mistral_fetch.errors import Interrupted, MistralFetchError, UsageError
+from mistral_fetch.errors import ConfigError, Interrupted, MistralFetchError, UsageError
 from mistral_fetch.lock_file import LockedModel, LockFile, serialise_lock
 
 if TYPE_CHECKING:
@@ -112,16 +112,29 @@ def write_lock(provisioning: Provisioning, entries: list[LockedModel]) -> bool:
     """Write the lock file unless it says the same already, and return whether it was written.
 
     Raises:
+        ConfigError: Two references are the same model.
         StoreError: The disk refused.
     """
     from mistral_fetch.store.durable import disk_errors, write_durably
 
+    _refuse_one_model_twice(provisioning, entries)
     data = serialise_lock(LockFile(tuple(entries)))
     if data == provisioning.lock_bytes:
         return False
     with disk_errors("writing the lock file", provisioning.lock_path):
         write_durably(provisioning.lock_path, data)
     return True
+
+
+def _refuse_one_model_twice(provisioning: Provisioning, entries: list[LockedModel]) -> None:
+    by_key: dict[str, LockedModel] = {}
+    for entry in entries:
+        if (first := by_key.setdefault(entry.key, entry)) is not entry:
+            raise ConfigError(
+                f"two references in {provisioning.path} are the same model",
+                detail=f"expected every model once, got {first.ref} and {entry.ref}, both {entry.key}",
+                hint="take one of them out",
+            )
 
 
 def _fields(

@@ -7,6 +7,7 @@ them alone. Nothing is changed, hashed or locked.
 from __future__ import annotations
 
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -17,6 +18,9 @@ from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.pins import is_pinned
 from mistral_fetch.store.snapshots import RefRecord, list_refs
 from mistral_fetch.store.use import last_used
+
+# What has another name is nobody's model, and is left alone.
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -128,13 +132,9 @@ def _models(layout: Layout, seen: set[tuple[int, int]]) -> Iterable[HeldModel]:
     records: dict[str, list[RefRecord]] = {}
     for record in list_refs(layout):
         records.setdefault(record.content_digest, []).append(record)
-    try:
-        digests = {path.name for path in layout.snapshots.iterdir() if path.is_dir() and not path.name.startswith(".")}
-    except OSError:
-        digests = set()
-    digests |= {path.name for path in layout.derivations.glob("*/*") if not path.name.startswith(".")}
+    digests = {path.name for path in (*layout.snapshots.glob("*"), *layout.derivations.glob("*/*")) if path.is_dir()}
     # A name that leads nowhere is a model too: one whose snapshot somebody took away.
-    for digest in sorted(digests | set(records)):
+    for digest in filter(_SHA256.fullmatch, sorted(digests | set(records))):
         directory, names = layout.snapshot(digest), tuple(records.get(digest, ()))
         derived = [path for path in layout.derivations.glob(f"*/{digest}") if path.is_dir()]
         own = disk_bytes(directory, seen) + sum(disk_bytes(path, seen) for path in derived)

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from mistral_fetch.digest import Digest
 from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.derived import list_derived
 from mistral_fetch.store.durable import boot_id, disk_errors, fsync_directory, rename_durably, write_durably
@@ -55,7 +56,7 @@ def read_entry(directory: Path) -> TrashEntry | None:
     """Return an entry, or None where nothing readable says what it was: it is being emptied, or is foreign."""
     try:
         fields = json.loads((directory / _ENTRY_NAME).read_bytes())
-        digest = str(fields["content_digest"])
+        digest = Digest("sha256", fields["content_digest"]).value
         records = tuple(
             RefRecord(str(ref["ref"]), str(ref["channel"]), digest, int(ref["pulled_at"])) for ref in fields["refs"]
         )

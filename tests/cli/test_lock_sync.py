@@ -256,3 +256,23 @@ def test_json_has_no_second_document_when_models_fail(program, wishes, tmp_path)
     assert json.loads(shown.out)["totals"]["failed"] == 1
     shown = program("sync")
     assert shown.err.count("error: ") == 1
+
+
+def test_one_model_by_two_references_is_refused(program, wishes, tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "one.meta4").write_bytes((tmp_path / "one.meta4").read_bytes())
+    wishes.write_text('[[model]]\nref = "one.meta4"\n[[model]]\nref = "folder/one.meta4"\n')
+    shown = program("lock")
+    assert (shown.code, lock_of(wishes).exists()) == (2, False)
+    assert "two references" in shown.err
+
+
+def test_two_syncs_at_once_end_well(program, wishes, service):
+    program("lock", "--quiet")
+    racing = [service("sync", "--frozen", "--quiet", "--wait") for _ in range(2)]
+    for one in racing:
+        code, _, err = one.end()
+        assert code == 0, err
+    assert states(program("sync", "--frozen", "--offline", "--json")) == ["ok", "ok"]
+    assert program("verify", "--quiet").code == 0
+    assert list((program.home / "partial").iterdir()) == []
