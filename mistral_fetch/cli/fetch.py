@@ -11,8 +11,8 @@ import typer
 from mistral_fetch.cli.choices import ConvertTo, QuantizeTo
 from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals, write_out
 from mistral_fetch.cli.paths import local_directory
-from mistral_fetch.cli.provisioning import WaitOption, with_wait
 from mistral_fetch.cli.services import StatusListen, watched
+from mistral_fetch.cli.sync_options import WaitOption, with_wait
 from mistral_fetch.errors import UsageError
 from mistral_fetch.ref import DirectoryRef, parse_ref
 from mistral_fetch.units import format_size
@@ -123,7 +123,24 @@ def fetch(front: FrontEnd, text: str, *, refresh: bool = False, status_listen: s
     if not result.was_complete:
         received = format_size(result.received_bytes)
         front.note(f"{result.key}: complete and verified ({result.assurance}), {received} received")
+        _tell_quota(front)
     return result
+
+
+def _tell_quota(front: FrontEnd) -> None:
+    """Say so where the cache takes more than its quota; nothing is removed unasked."""
+    quota = front.settings.cache_quota
+    if not quota:
+        return
+    from mistral_fetch.store.inventory import take_inventory
+    from mistral_fetch.store.layout import Layout
+
+    taken = take_inventory(Layout(front.settings.home)).total_bytes
+    if taken > quota:
+        front.note(
+            f"the cache takes {format_size(taken)} of a quota of {format_size(quota)};"
+            " mistral-fetch prune shows what would go"
+        )
 
 
 def run(

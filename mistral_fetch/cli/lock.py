@@ -7,19 +7,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from mistral_fetch.cli.options import FrontEnd, command, show_error, stop_on_signals
-from mistral_fetch.cli.provisioning import (
-    DEFAULT_FILE,
-    FileOption,
-    Provisioning,
-    error_fields,
-    load_provisioning,
-    require_current_lock,
-    settings_for,
-)
+from mistral_fetch.cli.sync_options import DEFAULT_FILE, FileOption
 from mistral_fetch.errors import ConfigError, Interrupted, MistralFetchError, UsageError
-from mistral_fetch.lock_file import LockedModel, LockFile, serialise_lock
 
 if TYPE_CHECKING:
+    from mistral_fetch.cli.provisioning import Provisioning
+    from mistral_fetch.lock_file import LockedModel
     from mistral_fetch.provision import WantedModel
 
 _EXIT_CODES = (
@@ -41,6 +34,8 @@ def lock(
     update: Annotated[bool, typer.Option("--update", help="Look again at what is locked already.")] = False,
 ) -> int:
     """Write down which files the models of mistral-fetch.toml are today, so that sync --frozen fetches those."""
+    from mistral_fetch.cli.provisioning import load_provisioning, require_current_lock
+
     if check:
         provisioning = load_provisioning(file)
         require_current_lock(provisioning)
@@ -95,6 +90,7 @@ def lock_one(front: FrontEnd, provisioning: Provisioning, wanted: WantedModel) -
     Raises:
         MistralFetchError: It cannot be found out.
     """
+    from mistral_fetch.cli.provisioning import settings_for
     from mistral_fetch.sources.base import StopSignal
     from mistral_fetch.transfer.locking import lock_model
 
@@ -115,6 +111,7 @@ def write_lock(provisioning: Provisioning, entries: list[LockedModel]) -> bool:
         ConfigError: Two references are the same model.
         StoreError: The disk refused.
     """
+    from mistral_fetch.lock_file import LockFile, serialise_lock
     from mistral_fetch.store.durable import disk_errors, write_durably
 
     _refuse_one_model_twice(provisioning, entries)
@@ -143,6 +140,8 @@ def _fields(
     failures: list[tuple[WantedModel, MistralFetchError]],
     changed: bool,
 ) -> dict[str, object]:
+    from mistral_fetch.cli.provisioning import error_fields
+
     locked = [
         {
             "ref": entry.ref,

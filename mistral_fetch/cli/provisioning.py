@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from mistral_fetch.cli.options import FrontEnd
 from mistral_fetch.cli.paths import local_directory
@@ -14,18 +11,6 @@ from mistral_fetch.config import Settings
 from mistral_fetch.errors import ConfigError, Conflict, MistralFetchError, NotFoundError
 from mistral_fetch.lock_file import LOCK_NAME, MAX_LOCK_BYTES, LockedModel, LockFile, parse_lock
 from mistral_fetch.provision import MAX_PROVISION_BYTES, PROVISION_NAME, Policy, Provision, WantedModel, parse_provision
-
-# What --wait means: as long as it takes, but not for ever.
-LONGEST_WAIT_SECONDS = 86_400.0
-
-FileOption = Annotated[
-    Path,
-    typer.Option("--file", metavar="FILE", help="What the machine is to have; its lock file lies beside it."),
-]
-WaitOption = Annotated[
-    bool, typer.Option("--wait", help="Wait a day for another process rather than 600 s (see --lock-timeout).")
-]
-DEFAULT_FILE = Path(PROVISION_NAME)
 
 
 @dataclass(frozen=True)
@@ -155,13 +140,6 @@ def adopt_directories(front: FrontEnd, provisioning: Provisioning) -> tuple[Path
     """
     named = [str(provisioning.base / Path(text).expanduser()) for text in provisioning.wanted.policy.adopt_from]
     return (*front.adopt_from, *map(local_directory, named))
-
-
-def with_wait(front: FrontEnd, wait: bool) -> FrontEnd:
-    """Return the front end with the patience that ``--wait`` asks for."""
-    if not wait or front.origins["lock_timeout"] == "flag":
-        return front
-    return replace(front, settings=replace(front.settings, lock_timeout=LONGEST_WAIT_SECONDS))
 
 
 def error_fields(error: MistralFetchError) -> dict[str, object]:

@@ -10,22 +10,12 @@ import typer
 from mistral_fetch.cli.choices import QuantizeTo
 from mistral_fetch.cli.lock import lock_one, write_lock
 from mistral_fetch.cli.options import FrontEnd, command, show_error, stop_on_signals
-from mistral_fetch.cli.provisioning import (
-    DEFAULT_FILE,
-    FileOption,
-    Provisioning,
-    WaitOption,
-    adopt_directories,
-    error_fields,
-    load_provisioning,
-    require_current_lock,
-    settings_for,
-    with_wait,
-)
+from mistral_fetch.cli.sync_options import DEFAULT_FILE, FileOption, WaitOption, with_wait
 from mistral_fetch.errors import Interrupted, MistralFetchError
 from mistral_fetch.units import format_size
 
 if TYPE_CHECKING:
+    from mistral_fetch.cli.provisioning import Provisioning
     from mistral_fetch.lock_file import LockedModel
     from mistral_fetch.provision import WantedModel
     from mistral_fetch.transfer.channels import PullResult
@@ -69,6 +59,8 @@ def sync(
     wait: WaitOption = False,
 ) -> int:
     """Make this machine have the models of mistral-fetch.toml: all of them, verified, as they are locked."""
+    from mistral_fetch.cli.provisioning import adopt_directories, load_provisioning, require_current_lock
+
     front = with_wait(front, wait)
     provisioning = load_provisioning(file)
     if frozen:
@@ -91,6 +83,8 @@ def sync(
 
 def _settle(front: FrontEnd, provisioning: Provisioning, wanted: WantedModel, *, dry_run: bool) -> Outcome:
     """Do everything for one model; its failure is its own and does not keep the others from being settled."""
+    from mistral_fetch.cli.provisioning import settings_for
+
     outcome = Outcome(wanted.ref, "failed")
     try:
         outcome.entry = provisioning.locked(wanted) or lock_one(front, provisioning, wanted)
@@ -157,7 +151,8 @@ def _prune(
     front: FrontEnd, entries: list[LockedModel], failures: list[MistralFetchError], *, dry_run: bool
 ) -> list[dict[str, Any]]:
     """Move models that are not listed to the trash, unless something failed: then the list may be at fault."""
-    from mistral_fetch.cli.prune import carry_out, item_fields, make_plan, prune_lock
+    from mistral_fetch.cli.prune import item_fields
+    from mistral_fetch.cli.pruning import carry_out, make_plan, prune_lock
     from mistral_fetch.store.layout import Layout
     from mistral_fetch.store.prune import Rules
 
@@ -196,6 +191,8 @@ def _fields(
 
 
 def _model_fields(outcome: Outcome) -> dict[str, Any]:
+    from mistral_fetch.cli.provisioning import error_fields
+
     entry, result = outcome.entry, outcome.result
     return {
         "ref": outcome.ref,

@@ -27,7 +27,6 @@ from mistral_fetch.store.snapshots import (
 )
 from mistral_fetch.transfer.channels import Job, PullResult, refused_offline, try_candidates
 from mistral_fetch.transfer.local import LocalModel, readable_layouts
-from mistral_fetch.transfer.locking import of_channel
 from mistral_fetch.transfer.offer import Candidate, Offer
 from mistral_fetch.transfer.pull import is_described_here, judge, name_today, refuse_unsigned_kinds
 
@@ -129,6 +128,7 @@ def _is_locked_file(entry: FileEntry, file: LockedFile, model: LockedModel, pape
 
 
 def _fetch(model: LockedModel, base: Path, job: Job) -> PullResult:
+    from mistral_fetch.transfer.locking import of_channel
     from mistral_fetch.transfer.resolve import Resolver
 
     may_adopt = bool(job.adopt_from)
