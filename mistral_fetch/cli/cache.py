@@ -123,10 +123,11 @@ def verify(
 def _to_verify(front: FrontEnd, refs: list[str] | None, manifest: str | None) -> list[_ToVerify]:
     from mistral_fetch.store.layout import Layout
     from mistral_fetch.store.snapshots import list_refs
-    from mistral_fetch.transfer.local import require_local
+    from mistral_fetch.transfer.local import readable_layouts, require_local
 
     layout = Layout(front.settings.home)
-    directories = [text for text in refs or [] if _is_directory(layout, text)]
+    places = [layout, *readable_layouts(front.settings.shared_homes)]
+    directories = [text for text in refs or [] if _is_directory(places, text)]
     if manifest and (len(refs or []) != 1 or not directories):
         raise UsageError(
             "--manifest goes with one directory",
@@ -176,10 +177,10 @@ def _name_of(name: str, made: Path) -> str:
     return f"{name} ({unquote_name(made.parent.name)})"
 
 
-def _is_directory(layout: Any, text: str) -> bool:
+def _is_directory(places: list[Layout], text: str) -> bool:
     from mistral_fetch.store.snapshots import find_refs
 
-    return not find_refs(layout, text) and isinstance(parse_ref(text), DirectoryRef)
+    return not any(find_refs(place, text) for place in places) and isinstance(parse_ref(text), DirectoryRef)
 
 
 def _check(item: _ToVerify, report: Any, check_stop: Any) -> list[Any]:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from dataclasses import replace
+
 import pytest
 
+from mistral_fetch.config import Settings
+from mistral_fetch.errors import UsageError
+from mistral_fetch.simulators.publisher import PublisherSimulator
+from mistral_fetch.sources.base import StopSignal
+from mistral_fetch.store.derived import Product, Recipe, write_derived
+from mistral_fetch.store.layout import Layout
+from mistral_fetch.store.snapshots import RefRecord, list_refs, write_ref, write_snapshot
+from mistral_fetch.transfer.derive import Form, Work, derive
 from tests.cli.test_lock_sync import publish
+from tests.store.conftest import add_blobs
 
 
 @pytest.fixture
@@ -81,3 +94,45 @@ def test_settings_name_it_too(program, shared, environment, tmp_path):
     config.parent.mkdir(parents=True)
     config.write_text(f'shared_homes = ["{shared}"]\n')
     assert program("path", "one.meta4").code == 0
+
+
+def test_verify_keeps_what_it_learns_in_the_own_cache_only(program, shared):
+    """A snapshot whose manifest has no piece hashes would get them by a verification of one's own cache."""
+    files = {"w.bin": b"without pieces" * 1000}
+    manifest = PublisherSimulator(files).manifest(piece_length=None)
+    for home in (program.home, shared):
+        layout = Layout(home)
+        layout.prepare()
+        add_blobs(layout, files)
+        directory = write_snapshot(layout, manifest, {"name": "bare", "files": []})
+        write_ref(layout, RefRecord(f"bare in {home.name}", "hub", directory.name, 1_700_000_000))
+        before = state_of(home)
+        assert program("verify", f"bare in {home.name}", "--quiet").code == 0
+        assert (state_of(home) == before) is (home == shared)
+
+
+def test_a_converted_copy_is_used_from_there_and_never_touched(program, shared, tmp_path):
+    layout = Layout(shared)
+    (record,) = list_refs(layout)
+
+    def make(draft):
+        (draft / "made.bin").write_bytes(b"made")
+        return Product("made.bin", 4, hashlib.sha256(b"made").hexdigest())
+
+    recipe = Recipe("test-1", "made", {"w.bin"})
+    made = write_derived(layout, recipe, record.content_digest, make)
+    os.utime(made / "made.bin")  # its stamp is another now, so it is hashed, and would be noted
+    form = Form("test-1", "made.bin", "made", "make", "made weights", lambda _name, _manifest: Work((), 4))
+    settings = Settings(home=program.home, shared_homes=(shared,))
+    before = state_of(shared)
+
+    def ask(chosen):
+        return derive(
+            chosen, "one", record.content_digest, settings, lambda _e: None, StopSignal(), lambda _s, d: make(d)
+        )
+
+    assert ask(form).directory == made
+    assert state_of(shared) == before
+    with pytest.raises(UsageError, match="shared cache, which is only read"):
+        ask(replace(form, key="test-2"))
+    assert state_of(shared) == before
