@@ -101,8 +101,6 @@ def execute_removal(layout: Layout, plan: RemovalPlan) -> None:
     with disk_errors("removing a model", layout.home):
         for record in plan.refs:
             remove_ref(layout, record)
-        for digest in plan.content_digests:
-            layout.used(digest).unlink(missing_ok=True)
         for directory in (*plan.derived, *plan.snapshots):
             # Not complete any more before anything in it goes, so no reader trusts a half-removed directory.
             (directory / ".complete").unlink(missing_ok=True)
@@ -111,6 +109,8 @@ def execute_removal(layout: Layout, plan: RemovalPlan) -> None:
             blob.unlink(missing_ok=True)
         for partial in plan.partials:
             _remove_tree(partial)
+        for directory in plan.snapshots:
+            layout.used(directory.name).unlink(missing_ok=True)
 
 
 def remove_ref(layout: Layout, record: RefRecord) -> None:
