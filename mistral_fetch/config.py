@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -34,6 +33,8 @@ class Settings:
 
     home: Path
     """The cache's directory."""
+    shared_homes: tuple[Path, ...] = ()
+    """Caches of others that are only read: what is complete there is used where it lies."""
     offline: bool = False
     """Never open a socket; what is missing is an error."""
     via: str = "auto"
@@ -85,6 +86,10 @@ class Settings:
     """Adopt what Hugging Face's own cache holds already instead of downloading it."""
     disk_reserve: int = 256 * 1024 * 1024
     """Bytes of free disk a download must leave."""
+    cache_quota: int = 0
+    """The most bytes the cache may take; 0 for no limit. What is more than that alone is not begun."""
+    keep_trash: float = 86400.0
+    """Seconds for which what ``prune`` removes can be brought back."""
     catalog: str = ""
     """Path or address (http or https) of another catalog to use instead of the built-in one."""
     trust_keys: tuple[str, ...] = ()
@@ -173,15 +178,13 @@ def _load_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
 
 
 def _parse_toml(path: Path, text: str) -> dict[str, Any]:
-    if sys.version_info >= (3, 11):
-        import tomllib
-    else:
-        import tomli as tomllib
+    from mistral_fetch.strict_json import UnexpectedJson
+    from mistral_fetch.strict_toml import decode_toml
+
     try:
-        values: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _bad_file(path, str(error)) from error
-    return values
+        return decode_toml(text.encode(), MAX_CONFIG_BYTES)
+    except UnexpectedJson as error:
+        raise _bad_file(path, f"expected {error.expected}, got: {error.actual}") from error
 
 
 def _bad_file(path: Path, detail: str) -> ConfigError:
@@ -213,6 +216,11 @@ def _to_home(value: Any) -> Path:
     return home
 
 
+def _to_homes(value: Any) -> tuple[Path, ...]:
+    listed = value.split(os.pathsep) if isinstance(value, str) else value
+    return tuple(_to_home(path) for path in listed if str(path))
+
+
 def _to_bool(value: Any) -> bool:
     if isinstance(value, bool):
         return value
@@ -232,6 +240,12 @@ def _to_seconds(value: Any) -> float:
     if not 0 <= seconds <= 10**7:
         raise ValueError(f"expected 0 to 10,000,000 seconds, got {value!r}")
     return seconds
+
+
+def _to_duration(value: Any) -> float:
+    from mistral_fetch.units import parse_duration
+
+    return parse_duration(str(value))
 
 
 def _to_size(value: Any) -> int:
@@ -323,6 +337,7 @@ def _to_trust_keys(value: Any) -> tuple[str, ...]:
 
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "home": _to_home,
+    "shared_homes": _to_homes,
     "offline": _to_bool,
     "via": _to_via,
     "min_assurance": _to_assurance,
@@ -348,6 +363,8 @@ _PARSERS: dict[str, Callable[[Any], Any]] = {
     "upload_limit": _to_size,
     "hf_cache": _to_bool,
     "disk_reserve": _to_size,
+    "cache_quota": _to_size,
+    "keep_trash": _to_duration,
     "catalog": _to_catalog,
     "trust_keys": _to_trust_keys,
     "python": str,

@@ -34,6 +34,7 @@ _FACTORS = {
     "gib": GIB,
     "tib": 1024 * GIB,
 }
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 604_800}
 _SIZE = re.compile(r"\s*(\d{1,18})(?:\.(\d{1,18}))?\s*([a-z]*?)(/s|ps)?\s*", re.IGNORECASE | re.ASCII)
 
 
@@ -75,6 +76,22 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60}m{whole % 60:02d}s"
     return f"{whole // 3600}h{whole % 3600 // 60:02d}m"
+
+
+def parse_duration(text: str) -> float:
+    """Return the seconds in ``text`` (``90``, ``90s``, ``15m``, ``12h``, ``30d``, ``2w``).
+
+    Raises:
+        ValueError: The text is not a duration.
+    """
+    match = re.fullmatch(r"\s*(\d{1,9})(?:\.(\d{1,9}))?\s*([smhdw]?)\s*", text, re.IGNORECASE | re.ASCII)
+    if match is None:
+        raise ValueError(f"not a duration: {text[:40]!r}; write 30d, 12h, 15m or seconds")
+    whole, fraction, unit = match.groups(default="")
+    seconds = float(f"{whole}.{fraction or 0}") * _SECONDS[unit.lower()]
+    if seconds > 10**10:
+        raise ValueError(f"not a duration of less than 300 years: {text[:40]!r}")
+    return seconds
 
 
 def parse_size(text: str) -> int:

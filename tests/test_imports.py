@@ -76,7 +76,7 @@ OWNERS = {
     "uvicorn": {"mistral_fetch.publish.mirror", "mistral_runtime.serve.http_server"},
     "prometheus_client": {"mistral_fetch.publish.status", "mistral_runtime.serve.metrics"},
     "platformdirs": {"mistral_fetch.config"},
-    "tomli": {"mistral_fetch.config"},  # tomllib before Python 3.11
+    "tomli": {"mistral_fetch.strict_toml"},  # tomllib before Python 3.11
     "torch": {
         f"mistral_runtime.{module}"
         for module in (

@@ -15,9 +15,12 @@ from mistral_fetch.cli import (
     demo,
     doctor,
     fetch,
+    lock,
     measure,
     mirror,
     mirror_check,
+    pin,
+    prune,
     publish,
     quantize,
     repair,
@@ -25,6 +28,7 @@ from mistral_fetch.cli import (
     serve,
     show,
     sign,
+    sync,
 )
 from mistral_fetch.cli.options import show_error
 from mistral_fetch.cli.terminal import open_missing_streams, write_err
@@ -77,9 +81,13 @@ def root(
 _GROUPS = (
     fetch,
     serve,
+    lock,
+    sync,
     measure,
     quantize,
     cache,
+    pin,
+    prune,
     repair,
     show,
     compare,

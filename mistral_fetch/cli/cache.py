@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +14,7 @@ from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals
 from mistral_fetch.cli.paths import local_directory
 from mistral_fetch.errors import (
     AssuranceTooLow,
+    Conflict,
     ExitCode,
     NotFoundError,
     NotInCache,
@@ -25,7 +26,6 @@ from mistral_fetch.units import format_duration, format_size
 
 if TYPE_CHECKING:
     from mistral_fetch.store.layout import Layout
-    from mistral_fetch.store.snapshots import RefRecord
 
 
 _VERIFY_EXIT_CODES = (
@@ -42,6 +42,7 @@ class _ToVerify:
     directory: Path
     manifest: Any = None
     is_derived: bool = False
+    is_shared: bool = False
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +55,7 @@ def register(app: typer.Typer) -> None:
     )(verify)
     command(app, "path", epilog="Exit codes: 0 ok, 2 usage, 3 not complete in the cache.")(path)
     command(app, "list", trust=True, epilog="Exit codes: 0 ok, 2 usage.")(list_models)
-    command(app, "rm", epilog="Exit codes: 0 ok, 2 usage, 3 not found, 9 disk, 11 in use by a pull.")(remove)
+    command(app, "rm", epilog="Exit codes: 0 ok, 2 usage, 3 not found, 9 disk, 11 in use, 13 pinned.")(remove)
 
 
 def verify(
@@ -122,10 +123,11 @@ def verify(
 def _to_verify(front: FrontEnd, refs: list[str] | None, manifest: str | None) -> list[_ToVerify]:
     from mistral_fetch.store.layout import Layout
     from mistral_fetch.store.snapshots import list_refs
-    from mistral_fetch.transfer.local import require_local
+    from mistral_fetch.transfer.local import readable_layouts, require_local
 
     layout = Layout(front.settings.home)
-    directories = [text for text in refs or [] if _is_directory(layout, text)]
+    places = [layout, *readable_layouts(front.settings.shared_homes)]
+    directories = [text for text in refs or [] if _is_directory(places, text)]
     if manifest and (len(refs or []) != 1 or not directories):
         raise UsageError(
             "--manifest goes with one directory",
@@ -155,16 +157,18 @@ def _to_verify(front: FrontEnd, refs: list[str] | None, manifest: str | None) ->
             chosen.append(_ToVerify(text, directory, _manifest_of_directory(directory, manifest)))
         else:
             local = require_local(layout, text, front.settings)
-            chosen += _of_snapshot(layout, local.record.key, local.directory)
+            place = Layout(local.directory.parent.parent)  # a shared cache, perhaps
+            is_shared = place.home != layout.home
+            chosen += _of_snapshot(place, local.record.key, local.directory, is_shared=is_shared)
     return chosen
 
 
-def _of_snapshot(layout: Layout, name: str, directory: Path) -> list[_ToVerify]:
+def _of_snapshot(layout: Layout, name: str, directory: Path, *, is_shared: bool = False) -> list[_ToVerify]:
     """Return a snapshot and what was made of it, to be checked each by its own manifest."""
     from mistral_fetch.store.derived import list_derived
 
-    derived = list_derived(layout, directory.name)
-    return [_ToVerify(name, directory), *(_ToVerify(_name_of(name, made), made, is_derived=True) for made in derived)]
+    made = [_ToVerify(_name_of(name, path), path, is_derived=True) for path in list_derived(layout, directory.name)]
+    return [replace(item, is_shared=is_shared) for item in (_ToVerify(name, directory), *made)]
 
 
 def _name_of(name: str, made: Path) -> str:
@@ -173,10 +177,10 @@ def _name_of(name: str, made: Path) -> str:
     return f"{name} ({unquote_name(made.parent.name)})"
 
 
-def _is_directory(layout: Any, text: str) -> bool:
+def _is_directory(places: list[Layout], text: str) -> bool:
     from mistral_fetch.store.snapshots import find_refs
 
-    return not find_refs(layout, text) and isinstance(parse_ref(text), DirectoryRef)
+    return not any(find_refs(place, text) for place in places) and isinstance(parse_ref(text), DirectoryRef)
 
 
 def _check(item: _ToVerify, report: Any, check_stop: Any) -> list[Any]:
@@ -185,7 +189,8 @@ def _check(item: _ToVerify, report: Any, check_stop: Any) -> list[Any]:
 
     if item.manifest is None:
         manifest, verdicts = verify_snapshot(item.directory, report, check_stop)
-        _keep_learnt(item.directory, manifest, verdicts)
+        if not item.is_shared:
+            _keep_learnt(item.directory, manifest, verdicts)
         return verdicts
     return verify_directory(item.directory, item.manifest, report, check_stop)
 
@@ -243,9 +248,12 @@ def _manifest_of_directory(directory: Path, named: str | None) -> Any:
 def path(front: FrontEnd, ref: Annotated[str, typer.Argument(metavar="REF")]) -> int:
     """Print the snapshot directory of a complete model."""
     from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.use import note_use
     from mistral_fetch.transfer.local import require_local
 
-    local = require_local(Layout(front.settings.home), ref, front.settings)
+    layout = Layout(front.settings.home)
+    local = require_local(layout, ref, front.settings)
+    note_use(layout, local.directory)
     front.result({"ref": local.record.key, "directory": str(local.directory)}, str(local.directory))
     return 0
 
@@ -255,12 +263,10 @@ def list_models(
     catalog: Annotated[bool, typer.Option("--catalog", help="List what can be fetched instead.")] = False,
     partial: Annotated[bool, typer.Option("--partial", help="List unfinished files only.")] = False,
 ) -> int:
-    """List the models in the cache, with their size, channel and age, and what is unfinished."""
-    from mistral_fetch.cli.render import table
-    from mistral_fetch.store.gc import allocated_bytes, list_partials
+    """List the models in the cache, with size, channel and age, what is unfinished, and the disk all of it takes."""
+    from mistral_fetch.cli.holdings import holdings_fields, holdings_text, partial_rows
+    from mistral_fetch.store.inventory import take_inventory
     from mistral_fetch.store.layout import Layout
-    from mistral_fetch.store.partial_notes import TORRENT_STATE
-    from mistral_fetch.store.snapshots import list_refs
 
     if catalog:
         from mistral_fetch.cli.show import list_catalog
@@ -268,71 +274,12 @@ def list_models(
         return list_catalog(front)
     layout = Layout(front.settings.home)
     layout.check_version()
-    models = [] if partial else [_model_row(layout, record) for record in list_refs(layout)]
-    partials = [
-        {"directory": str(directory), "bytes_on_disk": allocated_bytes(directory), **_about(directory)}
-        for directory in list_partials(layout)
-        if _about(directory)["path"] != TORRENT_STATE
-    ]
-    text = []
-    if models:
-        headings = ["MODEL", "CHANNEL", "SIZE", "ASSURANCE", "PULLED", "STATE"]
-        rows = [row for model in models for row in _rows(model)]
-        text.append(table(headings, rows))
-    if partials:
-        rows = [
-            [str(p["ref"]), str(p["path"]), f"{format_size(p['bytes_on_disk'])} on disk", _age(p["since"])]
-            for p in partials
-        ]
-        text.append(table(["UNFINISHED", "FILE", "HELD", "BEGUN"], rows))
+    held = take_inventory(layout)
+    partials = partial_rows(layout, held)
+    fields = {"models": [], "partials": partials} if partial else holdings_fields(front, layout, held, partials)
     nothing = "nothing is unfinished" if partial else "the cache is empty; see mistral-fetch list --catalog"
-    front.result({"models": models, "partials": partials}, "\n\n".join(text) or nothing)
+    front.result(fields, holdings_text(fields) or nothing)
     return 0
-
-
-def _rows(model: dict[str, Any]) -> list[list[str]]:
-    """Return a model's line, and one for each form its weights were converted to."""
-    pulled = _age(model["pulled_at"])
-    row = [model["ref"], model["channel"], format_size(model["size"]), model["assurance"], pulled, model["state"]]
-    made = [["", d["recipe"], format_size(d["bytes_on_disk"]), "", "", d["state"]] for d in model["derived"]]
-    return [row, *made]
-
-
-def _model_row(layout: Layout, record: RefRecord) -> dict[str, Any]:
-    from mistral_fetch.store.derived import describe_derived
-    from mistral_fetch.store.snapshots import find_snapshot, load_provenance
-
-    directory = find_snapshot(layout, record.content_digest)
-    files: list[dict[str, Any]] = []
-    if directory is not None:
-        try:
-            files = load_provenance(directory).get("files", [])
-        except StoreError:
-            directory = None
-    levels = sorted({str(file.get("assurance")) for file in files})
-    return {
-        "ref": record.key,
-        "channel": record.channel,
-        "directory": str(layout.snapshot(record.content_digest)),
-        "size": sum(int(file.get("size", 0)) for file in files),
-        "assurance": ", ".join(levels),
-        "pulled_at": record.pulled_at,
-        "state": "complete" if directory else "damaged",
-        "derived": describe_derived(layout, record.content_digest),
-    }
-
-
-def _about(directory: Path) -> dict[str, Any]:
-    from mistral_fetch.store.partial_notes import read_description
-
-    noted = read_description(directory)
-    if noted is None:
-        return {"ref": "unknown", "path": directory.name, "since": int(directory.stat().st_mtime)}
-    return asdict(noted)
-
-
-def _age(since: int) -> str:
-    return f"{format_duration(max(0, time.time() - since))} ago"
 
 
 def remove(
@@ -341,9 +288,11 @@ def remove(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the plan and touch nothing.")] = False,
 ) -> int:
     """Delete models, their unfinished files, and every blob that no other model uses."""
+    from mistral_fetch.cli.holdings import describe
     from mistral_fetch.store.gc import execute_removal, held_for_removal, list_partials, plan_removal
     from mistral_fetch.store.layout import Layout
     from mistral_fetch.store.lock import locked
+    from mistral_fetch.store.pins import is_pinned
     from mistral_fetch.store.snapshots import find_refs
     from mistral_fetch.transfer.local import local_key
 
@@ -351,15 +300,21 @@ def remove(
     layout.check_version()
     freed, plans = 0, []
     for text in refs:
-        partials = [directory for directory in list_partials(layout) if _about(directory)["ref"] == text]
+        partials = [directory for directory in list_partials(layout) if describe(directory)["ref"] == text]
         key = text if partials else local_key(layout, text, front.settings)
         records = find_refs(layout, key)
-        partials = partials or [path for path in list_partials(layout) if _about(path)["ref"] == key]
+        partials = partials or [path for path in list_partials(layout) if describe(path)["ref"] == key]
         if not records and not partials:
             raise NotInCache(
                 f"{text} is not in the cache at {layout.home}",
                 detail="expected something to delete, got nothing",
                 hint="mistral-fetch list shows what there is",
+            )
+        if records and is_pinned(layout, key):
+            raise Conflict(
+                f"{text} is pinned",
+                detail="expected a model that may be removed, got one that is pinned",
+                hint=f"if it is to go: mistral-fetch unpin {text}",
             )
         if dry_run:
             plan = plan_removal(layout, records, partials)

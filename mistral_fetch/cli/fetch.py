@@ -12,6 +12,7 @@ from mistral_fetch.cli.choices import ConvertTo, QuantizeTo
 from mistral_fetch.cli.options import FrontEnd, command, stop_on_signals, write_out
 from mistral_fetch.cli.paths import local_directory
 from mistral_fetch.cli.services import StatusListen, watched
+from mistral_fetch.cli.sync_options import WaitOption, with_wait
 from mistral_fetch.errors import UsageError
 from mistral_fetch.ref import DirectoryRef, parse_ref
 from mistral_fetch.units import format_size
@@ -55,8 +56,10 @@ def pull(
         ),
     ] = None,
     status_listen: StatusListen = None,
+    wait: WaitOption = False,
 ) -> int:
     """Fetch models, verify every byte, and print their snapshot directories. Does nothing where they are complete."""
+    front = with_wait(front, wait)
     if dry_run:
         from mistral_fetch.cli.preview import print_plans
 
@@ -105,6 +108,8 @@ def _pull_fields(result: PullResult) -> dict[str, Any]:
 def fetch(front: FrontEnd, text: str, *, refresh: bool = False, status_listen: str | None = None) -> PullResult:
     """Make one model complete, showing progress."""
     from mistral_fetch.sources.base import StopSignal
+    from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.use import note_use
     from mistral_fetch.transfer.pull import pull as pull_model
 
     ref, stop = parse_ref(text), StopSignal()
@@ -114,10 +119,28 @@ def fetch(front: FrontEnd, text: str, *, refresh: bool = False, status_listen: s
             result = pull_model(ref, front.settings, report, stop, refresh=refresh, adopt_from=front.adopt_from)
     finally:
         undo()
+    note_use(Layout(front.settings.home), result.directory)
     if not result.was_complete:
         received = format_size(result.received_bytes)
         front.note(f"{result.key}: complete and verified ({result.assurance}), {received} received")
+        _tell_quota(front)
     return result
+
+
+def _tell_quota(front: FrontEnd) -> None:
+    """Say so where the cache takes more than its quota; nothing is removed unasked."""
+    quota = front.settings.cache_quota
+    if not quota:
+        return
+    from mistral_fetch.store.inventory import take_inventory
+    from mistral_fetch.store.layout import Layout
+
+    taken = take_inventory(Layout(front.settings.home)).total_bytes
+    if taken > quota:
+        front.note(
+            f"the cache takes {format_size(taken)} of a quota of {format_size(quota)};"
+            " mistral-fetch prune shows what would go"
+        )
 
 
 def run(
@@ -300,15 +323,18 @@ def _launch(
 ) -> int:
     from mistral_fetch.launch.locate import find_interpreter
     from mistral_fetch.launch.process import capture_runtime, explained_failure, run_runtime
+    from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.use import in_use
 
     # Asked before 13 GB are fetched, not after.
     interpreter = find_interpreter(front.settings.python)
     directory, quantizing = directory_of(front, text, quantize, interpreter)
     options = quantizing + options
-    if not front.is_json:
-        return run_runtime(interpreter, runtime_command, options, [str(directory), *positionals])
-    # A JSON result or a JSON error, never neither: so its output is kept until it is known which.
-    code, output = capture_runtime(interpreter, runtime_command, options, [str(directory), *positionals])
+    with in_use(Layout(front.settings.home), directory, f"{runtime_command} {text}"):
+        if not front.is_json:
+            return run_runtime(interpreter, runtime_command, options, [str(directory), *positionals])
+        # A JSON result or a JSON error, never neither: so its output is kept until it is known which.
+        code, output = capture_runtime(interpreter, runtime_command, options, [str(directory), *positionals])
     if not output.strip():
         raise explained_failure(code)
     write_out(output.decode().rstrip("\n"))

@@ -138,13 +138,16 @@ def _measure(
     from mistral_fetch.launch.answer import ask_runtime
     from mistral_fetch.launch.locate import find_interpreter
     from mistral_fetch.launch.process import run_runtime
+    from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.use import in_use
 
     # Asked before 13 GB are fetched, not after.
     interpreter = find_interpreter(front.settings.python)
     directory, quantizing = directory_of(front, ref, quantize, interpreter)
     arguments = [str(directory), *positionals]
     options = quantizing + options + ["--quiet"] * front.wants_no_text
-    if not front.is_json:
-        return run_runtime(interpreter, runtime_command, options, arguments)
-    front.result(ask_runtime(interpreter, runtime_command, options, arguments), "")
+    with in_use(Layout(front.settings.home), directory, f"{runtime_command} {ref}"):
+        if not front.is_json:
+            return run_runtime(interpreter, runtime_command, options, arguments)
+        front.result(ask_runtime(interpreter, runtime_command, options, arguments), "")
     return 0

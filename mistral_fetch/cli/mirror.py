@@ -68,7 +68,7 @@ def mirror(
         stack.callback(stop_on_signals(stop.set))
         check_free(address)
         status_url = stack.enter_context(serving(status_listen, metrics))
-        served = _served(front, ref, out, supervisor, stop)
+        served = _served(front, ref, out, supervisor, stop, stack)
         site = build_site(served, has_index=ref is None)
         server = stack.enter_context(MirrorServer(address, site, metrics, logs_access=access_log))
         for line in told_ports(address, server.port):
@@ -93,9 +93,13 @@ def mirror(
     return 0
 
 
-def _served(front: FrontEnd, ref: str | None, out: Path | None, supervisor: Any, stop: Any) -> list[ServedModel]:
-    """Return what to serve, its manifests and torrents made where they are missing."""
+def _served(
+    front: FrontEnd, ref: str | None, out: Path | None, supervisor: Any, stop: Any, stack: ExitStack
+) -> list[ServedModel]:
+    """Return what to serve, its manifests and torrents made where missing; it is in use until ``stack`` ends."""
     from mistral_fetch.publish.site import ServedModel
+    from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.use import in_use
 
     models = [find_model(front, ref)] if ref is not None else all_models(front)
     if not models:
@@ -107,6 +111,7 @@ def _served(front: FrontEnd, ref: str | None, out: Path | None, supervisor: Any,
     served = []
     with front.reporter() as report:
         for name, model in _named_apart(models).items():
+            stack.enter_context(in_use(Layout(front.settings.home), model.directory, f"mirror {name}"))
             made = prepare(front, model, out, preparing(report, stop, supervisor, model.name))
             served.append(ServedModel(name, made.out, made.read, made.files, model.name))
     return served

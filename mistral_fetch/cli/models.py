@@ -46,7 +46,8 @@ def find_model(front: FrontEnd, text: str) -> ModelFiles:
     if _is_directory(text) or isinstance(parse_ref(text), DirectoryRef):
         directory = local_directory(text)
         return _snapshot_at(directory) or model_of_directory(directory)
-    return _model_in(layout, require_local(layout, text, front.settings).directory)
+    directory = require_local(layout, text, front.settings).directory
+    return _model_in(Layout(directory.parent.parent), directory)  # a shared cache, perhaps
 
 
 def all_models(front: FrontEnd) -> list[ModelFiles]:

@@ -76,6 +76,8 @@ def seed(
     from mistral_fetch.publish.notify import Supervisor
     from mistral_fetch.publish.seed import Seeding, magnet_of
     from mistral_fetch.sources.base import StopSignal
+    from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.use import in_use
 
     refuse_offline(front, "seed")
     options = _options(listen, limit, slots, ratio, duration, strict, dht, lsd, front.settings.encryption)
@@ -84,6 +86,7 @@ def seed(
     metrics, supervisor = Metrics("seed", model=model.name), Supervisor()
     with ExitStack() as stack:
         stack.callback(stop_on_signals(stop.set))
+        stack.enter_context(in_use(Layout(front.settings.home), model.directory, f"seed {ref}"))
         check_free(options.listen)
         status_url = stack.enter_context(serving(status_listen, metrics))
         report = stack.enter_context(front.reporter())

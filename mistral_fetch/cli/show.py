@@ -77,17 +77,19 @@ def _held(front: FrontEnd, text: str) -> list[dict[str, Any]]:
     from mistral_fetch.store.derived import describe_derived
     from mistral_fetch.store.layout import Layout
     from mistral_fetch.store.snapshots import find_refs, find_snapshot, load_provenance
-    from mistral_fetch.transfer.local import local_key
+    from mistral_fetch.transfer.local import local_key, readable_layouts
 
     layout = Layout(front.settings.home)
     held = []
-    for record in find_refs(layout, local_key(layout, text, front.settings)):
-        directory = find_snapshot(layout, record.content_digest)
-        if directory is not None:
-            # What this name was pulled by: the snapshot may since have got the papers of another one.
-            papers = {**load_provenance(directory), "ref": record.key, "channel": record.channel}
-            made = describe_derived(layout, record.content_digest)
-            held.append({"directory": str(directory), **papers, "derived": made})
+    key = local_key(layout, text, front.settings)
+    for place in (layout, *readable_layouts(front.settings.shared_homes)):
+        for record in find_refs(place, key):
+            directory = find_snapshot(place, record.content_digest)
+            if directory is not None:
+                # What this name was pulled by: the snapshot may since have got the papers of another one.
+                papers = {**load_provenance(directory), "ref": record.key, "channel": record.channel}
+                made = describe_derived(place, record.content_digest)
+                held.append({"directory": str(directory), **papers, "derived": made})
     return held
 
 

@@ -40,10 +40,12 @@ def take_stamp(path: Path) -> Stamp:
     }
 
 
-def is_as_written(directory: Path, product: str, report: Report, check_stop: Callable[[], None]) -> bool:
+def is_as_written(
+    directory: Path, product: str, report: Report, check_stop: Callable[[], None], *, may_write: bool = True
+) -> bool:
     """Return whether the product in a complete directory has the digest it was written with.
 
-    It is hashed only where its stamp differs; one that turns out right gets a new stamp.
+    It is hashed only where its stamp differs; one that turns out right gets a new stamp, where that may be written.
 
     Raises:
         Interrupted: ``check_stop`` raised it.
@@ -62,7 +64,8 @@ def is_as_written(directory: Path, product: str, report: Report, check_stop: Cal
     verdicts = verify_directory(directory, Manifest((entry,), manifest.info), report, check_stop)
     if not all(verdict.is_good for verdict in verdicts) or not _is_still(path, stamp):
         return False
-    _renew(directory, papers, entry, stamp)
+    if may_write:
+        _renew(directory, papers, entry, stamp)
     return True
 
 

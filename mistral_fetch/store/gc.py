@@ -6,6 +6,7 @@ nobody names, never a name without its bytes.
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -18,7 +19,10 @@ from mistral_fetch.store.durable import disk_errors, fsync_directory, has_blocks
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
 from mistral_fetch.store.partial_notes import LOCK_NAME, read_description
+from mistral_fetch.store.partials import Partial
 from mistral_fetch.store.snapshots import RefRecord, find_drafts, list_refs, load_manifest
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ def plan_removal(layout: Layout, records: Sequence[RefRecord], partials: Sequenc
     # A process that died while it laid the model out left a draft, which must not keep the blobs for ever.
     drafts = [draft for digest in doomed for draft in find_drafts(layout, digest)]
     excluded = {*doomed, *(draft.name for draft in drafts)}
-    still_used = {blob for directory in _snapshots(layout, excluded) for blob in _blobs_of(layout, directory)}
+    still_used = {layout.blob(name) for name in _held_by_snapshots(layout, excluded)}
     blobs = sorted({blob for digest in doomed for blob in _blobs_of(layout, layout.snapshot(digest))} - still_used)
     snapshots = [layout.snapshot(digest) for digest in doomed if layout.snapshot(digest).is_dir()]
     derived = [
@@ -61,23 +65,31 @@ def held_for_removal(layout: Layout, plan: RemovalPlan) -> Iterator[None]:
     """Hold the files of a plan alone, so that no pull adopts or fills what is about to go.
 
     A pull holds the locks of its files' partials from before it looks for their blobs until its ref is written; a
-    conversion holds one of its snapshot.
+    conversion holds one of its snapshot, and whoever reads the snapshot another.
 
     Raises:
-        StoreLocked: A pull uses one of the files, or a conversion the snapshot.
+        StoreLocked: A pull uses one of the files, or somebody the snapshot.
     """
     homes = {layout.partial(f"sha256-{blob.name}") for blob in plan.blobs}
-    conversions = {layout.derived_lock(digest) for digest in plan.content_digests}
-    held = sorted({*(directory / LOCK_NAME for directory in (*homes, *plan.partials)), *conversions})
+    digests = plan.content_digests
+    uses = {*map(layout.derived_lock, digests), *map(layout.use_lock, digests)}
+    held = sorted({*(directory / LOCK_NAME for directory in (*homes, *plan.partials)), *uses})
     with ExitStack() as locks:
         for path in held:
-            lock = locked(path, "rm", 0.0, lambda _owner: None, lambda: None)
-            locks.enter_context(lock)
+            locks.enter_context(locked(path, "rm", 0.0, lambda _owner: None, lambda: None))
+            locks.callback(_remove_if_empty, path.parent)  # what was made for its lock
         yield
-        for path in conversions:
+        for path in uses:
             path.unlink(missing_ok=True)
         for directory in homes:
-            shutil.rmtree(directory, ignore_errors=True)  # made for its lock
+            if not has_blocks(directory / "data"):
+                shutil.rmtree(directory, ignore_errors=True)
+
+
+def _remove_if_empty(directory: Path) -> None:
+    with suppress(OSError):
+        if [path.name for path in directory.iterdir()] == [LOCK_NAME]:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def execute_removal(layout: Layout, plan: RemovalPlan) -> None:
@@ -88,7 +100,7 @@ def execute_removal(layout: Layout, plan: RemovalPlan) -> None:
     """
     with disk_errors("removing a model", layout.home):
         for record in plan.refs:
-            _remove_ref(layout.ref(record.key, record.channel))
+            remove_ref(layout, record)
         for directory in (*plan.derived, *plan.snapshots):
             # Not complete any more before anything in it goes, so no reader trusts a half-removed directory.
             (directory / ".complete").unlink(missing_ok=True)
@@ -97,9 +109,17 @@ def execute_removal(layout: Layout, plan: RemovalPlan) -> None:
             blob.unlink(missing_ok=True)
         for partial in plan.partials:
             _remove_tree(partial)
+        for directory in plan.snapshots:
+            layout.used(directory.name).unlink(missing_ok=True)
 
 
-def _remove_ref(path: Path) -> None:
+def remove_ref(layout: Layout, record: RefRecord) -> None:
+    """Take one name of a snapshot away, durably.
+
+    Raises:
+        OSError: The disk refused.
+    """
+    path = layout.ref(record.key, record.channel)
     path.unlink(missing_ok=True)
     if path.parent.is_dir():
         fsync_directory(path.parent)
@@ -154,11 +174,28 @@ def _snapshots(layout: Layout, excluding: Collection[str]) -> list[Path]:
 
 
 def _blobs_of(layout: Layout, directory: Path) -> list[Path]:
+    return [path for path in map(layout.blob, sorted(blob_names(directory))) if path.is_file()]
+
+
+def blob_names(directory: Path) -> set[str]:
+    """Return the digests of the blobs that a snapshot's directory stands for, wherever the directory lies.
+
+    A damaged one still holds on to what its links say, and so does a draft.
+    """
     try:
-        manifest = load_manifest(directory)
+        return {entry.sha256 or "" for entry in load_manifest(directory).files}
     except MistralFetchError:
-        # A damaged snapshot still holds on to what its links say.
-        links = (path for path in directory.rglob("*") if path.is_symlink())
-        return [blob for blob in (path.resolve() for path in links) if blob.parent.parent == layout.blobs.resolve()]
-    paths = (layout.blob(entry.sha256 or "") for entry in manifest.files)
-    return [path for path in paths if path.is_file()]
+        links = (path.readlink().name for path in directory.rglob("*") if path.is_symlink())
+        return {name for name in links if _SHA256.fullmatch(name)}
+
+
+def referenced_blobs(layout: Layout) -> set[str]:
+    """Return the digests of all blobs that a snapshot, a draft, the trash or an unfinished pull holds on to."""
+    # Unfinished pulls first: what one finishes meanwhile is found in its snapshot.
+    committed = [Partial(directory, 0).committed for directory in list_partials(layout)]
+    return {note.sha256 for note in committed if note is not None} | _held_by_snapshots(layout, ())
+
+
+def _held_by_snapshots(layout: Layout, excluding: Collection[str]) -> set[str]:
+    places = [*_snapshots(layout, excluding), *layout.trash.glob("*/snapshot")]
+    return set().union(*(blob_names(directory) for directory in places))

@@ -11,6 +11,9 @@
   trust/<quoted address>/       which signed catalogs were seen there, and a copy of the last one from a server
   publications/<key>/           torrents, manifest and checksums that `seed` and `mirror` made of a model
   derived/<key>/<content digest>/   a snapshot's weights in another form, see :mod:`mistral_fetch.store.derived`
+  pins/<quoted ref>             what `prune` must not remove
+  used/<content digest>         its time is when the snapshot was used last
+  trash/<id>/                   a snapshot that `prune` removed and can bring back, see :mod:`mistral_fetch.store.trash`
 """
 
 from __future__ import annotations
@@ -94,6 +97,28 @@ class Layout:
     def derived_lock(self, content_digest: str) -> Path:
         """Return the lock file of everything that is made from one snapshot."""
         return self.lock(f"derived-{content_digest}")
+
+    @property
+    def pins(self) -> Path:
+        """Return the directory of all pins."""
+        return self.home / "pins"
+
+    def pin(self, key: str) -> Path:
+        """Return the file that keeps a ref from being pruned."""
+        return self.pins / quote_name(key)
+
+    def used(self, content_digest: str) -> Path:
+        """Return the file whose time is when a snapshot was used last."""
+        return self.home / "used" / content_digest
+
+    def use_lock(self, content_digest: str) -> Path:
+        """Return the lock file that processes share while they read a snapshot or what was made of it."""
+        return self.lock(f"use-{content_digest}")
+
+    @property
+    def trash(self) -> Path:
+        """Return the directory of what was removed and can be brought back."""
+        return self.home / "trash"
 
     def lock(self, key: str) -> Path:
         """Return the lock file of a ref."""

@@ -50,7 +50,7 @@ def locked(
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         _acquire(descriptor, path, timeout_seconds, on_wait, check_stop)
-        _write_owner(descriptor, doing)
+        write_owner(descriptor, doing)
         yield
     finally:
         os.close(descriptor)  # closing releases the lock, as does any way of dying
@@ -76,18 +76,24 @@ def _acquire(
         time.sleep(POLL_SECONDS)
 
 
-def _try_lock(descriptor: int) -> bool:
+def try_share(descriptor: int) -> bool:
+    """Take a lock that other readers may hold too; return whether nobody holds it alone."""
+    return _try_lock(descriptor, is_shared=True)
+
+
+def _try_lock(descriptor: int, *, is_shared: bool = False) -> bool:
     if fcntl is None:
         return True  # type: ignore[unreachable]
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except OSError as error:
         # Any other error means no locks on this file system: go on without the courtesy.
         return error.errno not in _BUSY
     return True
 
 
-def _write_owner(descriptor: int, doing: str) -> None:
+def write_owner(descriptor: int, doing: str) -> None:
+    """Note in a lock file, for people, who holds it and why."""
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "doing": doing, "since": int(time.time())}
     with suppress(OSError):  # a full disk: the lock is held without its note, and the work will say what is wrong
         os.ftruncate(descriptor, 0)

@@ -21,6 +21,7 @@ from mistral_fetch.events import BytesReceived, Event, Notice, Report, TransferP
 from mistral_fetch.sources.base import Source, StopSignal
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.transfer.offer import Candidate, Offer
+from mistral_fetch.transfer.plan import check_quota
 
 if TYPE_CHECKING:
     from mistral_fetch.transfer.catalogs import CatalogInForce
@@ -117,6 +118,7 @@ def _execute(job: Job, candidate: Candidate, report: Report) -> PullResult:
     from mistral_fetch.transfer.shelves import open_shelves
 
     offer, settings = candidate.open(), job.settings
+    check_quota(offer.manifest.size, settings.cache_quota, str(job.layout.home))
     acquired = execute_offer(
         _without_network(offer, job) if settings.offline else offer,
         job.key,

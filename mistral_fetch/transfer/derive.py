@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mistral_fetch.config import Settings
-from mistral_fetch.errors import NotInCache, OutOfSpace
+from mistral_fetch.errors import NotInCache, OutOfSpace, UsageError
 from mistral_fetch.events import Notice, Report
 from mistral_fetch.manifest import Manifest
 from mistral_fetch.sources.base import StopSignal
@@ -29,6 +29,7 @@ from mistral_fetch.store.derived_check import is_as_written
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.lock import locked
 from mistral_fetch.store.snapshots import find_snapshot, load_manifest, load_provenance
+from mistral_fetch.transfer.local import readable_layouts
 from mistral_fetch.units import format_size
 
 Make = Callable[[Path, Path], Product]
@@ -101,6 +102,8 @@ def derive(
     layout = Layout(settings.home)
     if done := find_right(layout, form, content_digest, report, stop.check):
         return done
+    if done := _find_shared(form, name, content_digest, settings, report, stop):
+        return done
 
     def tell_owner(owner: str) -> None:
         report(Notice(f"waiting for {owner}"))
@@ -120,6 +123,30 @@ def derive(
         recipe = Recipe(form.key, form.weight_format, work.replaced)
         directory = write_derived(layout, recipe, content_digest, lambda draft: make(source, draft))
     return _describe(form, directory, was_complete=False)
+
+
+def _find_shared(
+    form: Form, name: str, content_digest: str, settings: Settings, report: Report, stop: StopSignal
+) -> Derivation | None:
+    """Return a form of a snapshot that lies in a shared cache; what is not there cannot be made there.
+
+    Raises:
+        UsageError: The snapshot is only in a shared cache, and this form of it is not.
+    """
+    shared = readable_layouts(settings.shared_homes)
+    for place in shared:
+        directory = find_derived(place, form.key, content_digest)
+        if directory is not None and is_as_written(directory, form.product, report, stop.check, may_write=False):
+            return _describe(form, directory, was_complete=True)
+    if find_snapshot(Layout(settings.home), content_digest) is not None:
+        return None
+    if any(find_snapshot(place, content_digest) for place in shared):
+        raise UsageError(
+            f"{name} lies in a shared cache, which is only read",
+            detail=f"expected {form.noun} of it there or a copy in {settings.home}, got neither",
+            hint=f"pull a copy of your own first: MISTRAL_FETCH_SHARED_HOMES= mistral-fetch pull {name}",
+        )
+    return None
 
 
 def _make_room(layout: Layout, form: Form, name: str, content_digest: str, report: Report) -> None:

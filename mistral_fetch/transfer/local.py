@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from mistral_fetch.catalog import Catalog, load_catalog
 from mistral_fetch.config import Settings
-from mistral_fetch.errors import NotFoundError, NotInCache, UsageError
+from mistral_fetch.errors import NotFoundError, NotInCache, StoreError, UsageError
 from mistral_fetch.ref import CatalogRef, DirectoryRef, ManifestRef, Ref, TorrentRef, parse_ref
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.snapshots import RefRecord, find_refs, find_snapshot
@@ -98,14 +100,28 @@ def acceptable_refs(layout: Layout, key: str, via: str) -> list[RefRecord]:
     return [record for record in find_refs(layout, key) if record.channel not in refused]
 
 
-def find_local(layout: Layout, key: str, via: str) -> LocalModel | None:
-    """Return the newest complete snapshot of a ref that came by an acceptable channel."""
+def find_local(layout: Layout, key: str, via: str, shared_homes: Sequence[Path] = ()) -> LocalModel | None:
+    """Return the newest complete snapshot of a ref that came by an acceptable channel.
+
+    The cache itself comes first, then caches that are only read, in their order.
+    """
     layout.check_version()
-    for record in acceptable_refs(layout, key, via):
-        directory = find_snapshot(layout, record.content_digest)
-        if directory is not None:
-            return LocalModel(directory, record)
+    for place in (layout, *readable_layouts(shared_homes)):
+        for record in acceptable_refs(place, key, via):
+            directory = find_snapshot(place, record.content_digest)
+            if directory is not None:
+                return LocalModel(directory, record)
     return None
+
+
+def readable_layouts(shared_homes: Sequence[Path]) -> list[Layout]:
+    """Return the shared caches that this version can read; one that is not there today is nobody's mistake."""
+    found = []
+    for layout in map(Layout, shared_homes):
+        with suppress(StoreError):
+            layout.check_version()
+            found.append(layout)
+    return found
 
 
 def local_key(layout: Layout, text: str, settings: Settings) -> str:
@@ -115,7 +131,8 @@ def local_key(layout: Layout, text: str, settings: Settings) -> str:
         UsageError, UnknownModel, NotFoundError: It is neither.
     """
     layout.check_version()
-    return text if find_refs(layout, text) else ref_key(parse_ref(text), settings)
+    places = (layout, *readable_layouts(settings.shared_homes))
+    return text if any(find_refs(place, text) for place in places) else ref_key(parse_ref(text), settings)
 
 
 def require_local(layout: Layout, text: str, settings: Settings) -> LocalModel:
@@ -124,7 +141,7 @@ def require_local(layout: Layout, text: str, settings: Settings) -> LocalModel:
     Raises:
         NotInCache: It is not (completely) there.
     """
-    found = find_local(layout, local_key(layout, text, settings), settings.via)
+    found = find_local(layout, local_key(layout, text, settings), settings.via, settings.shared_homes)
     if found is None:
         raise NotInCache(
             f"{text} is not complete in the cache at {layout.home}",

@@ -59,6 +59,20 @@ def check_assurance(files: tuple[FileEntry, ...], source_proves: Assurance, floo
             )
 
 
+def check_quota(size: int, quota_bytes: int, home: str) -> None:
+    """Refuse a model that alone is more than the cache may take, before its first byte; 0 is no quota.
+
+    Raises:
+        OutOfSpace: It is.
+    """
+    if quota_bytes and size > quota_bytes:
+        raise OutOfSpace(
+            f"the quota of the cache at {home} is smaller than this model",
+            detail=f"expected at most {format_size(quota_bytes)}, got a model of {format_size(size)}",
+            hint="raise cache_quota (MISTRAL_FETCH_CACHE_QUOTA), or choose another cache with --home DIR",
+        )
+
+
 def check_disk(plan: Plan, free_bytes: int, reserve_bytes: int, home: str) -> None:
     """Refuse a transfer that would fill the disk, before its first byte.
 

@@ -37,7 +37,7 @@ from mistral_fetch.store.snapshots import FROM_CACHE
 from mistral_fetch.transfer.adoption import Adopter
 from mistral_fetch.transfer.channels import Job, no_channel, refused_offline
 from mistral_fetch.transfer.offer import Offer, names_content, partial_key
-from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, plan_transfer
+from mistral_fetch.transfer.plan import FileState, check_assurance, check_disk, check_quota, plan_transfer
 from mistral_fetch.transfer.pull import already_here, is_described_here, refuse_unsigned_kinds
 from mistral_fetch.transfer.resolve import Resolver
 from mistral_fetch.transfer.shelves import open_shelves
@@ -100,15 +100,15 @@ def preview(ref: Ref, job: Job, *, refresh: bool = False) -> Preview:
         return Preview(job.key, here.channel, here.directory)
     if job.settings.offline and not (job.adopt_from and is_described_here(ref)):
         raise refused_offline(job.key, job.settings)
-    with _elsewhere(job.layout) as scratch:
+    with scratch_cache(job.layout) as scratch:
         may, catalog = bool(job.adopt_from), job.catalog
         with Resolver(scratch, job.settings, job.report, job.stop, may_adopt=may, catalog=catalog) as resolver:
             return _first_that_can(job, ref, resolver)
 
 
 @contextmanager
-def _elsewhere(layout: Layout) -> Iterator[Layout]:
-    """Give a cache for this question only: a magnet's metadata is kept where it is fetched, and ours is not touched."""
+def scratch_cache(layout: Layout) -> Iterator[Layout]:
+    """Give a cache for one question only: a magnet's metadata is kept where it is fetched, and ours is not touched."""
     with TemporaryDirectory(prefix="mistral-fetch-") as name:
         scratch = Layout(Path(name))
         for kept in layout.partials.glob("torrent-*/metadata.torrent"):
@@ -145,7 +145,7 @@ def _preview_offer(job: Job, channel: str, offer: Offer) -> Preview:
     missing = [entry for entry in offer.manifest.files if present[entry.path] < (entry.size or 0)]
     found = {entry.path: tuple(path for _, path in adopter.find(entry)) for entry in missing}
     wanted = tuple(entry for entry in missing if not found[entry.path])
-    source, refusal = _choose_source(job, offer, wanted)
+    source, refusal = choose_source(job, offer, wanted)
     files = tuple(
         _preview_file(entry, present[entry.path], found.get(entry.path, ()), source) for entry in offer.manifest.files
     )
@@ -154,6 +154,7 @@ def _preview_offer(job: Job, channel: str, offer: Offer) -> Preview:
     states = {file.path: FileState(None, file.size if file.adoptable else file.present_bytes) for file in files}
     plan = plan_transfer(offer.manifest.files, states)
     try:
+        check_quota(plan.total_bytes, settings.cache_quota, str(job.layout.home))
         check_disk(plan, free_bytes - copied, settings.disk_reserve, str(job.layout.home))
     except OutOfSpace as error:
         refusal = refusal or error
@@ -172,7 +173,7 @@ def _present_bytes(layout: Layout, offer: Offer, entry: FileEntry) -> int:
     return size if find_blob(layout, entry.sha256 or "-", size) else partial.present_bytes
 
 
-def _choose_source(
+def choose_source(
     job: Job, offer: Offer, wanted: Sequence[FileEntry]
 ) -> tuple[Source | None, MistralFetchError | None]:
     """Return the first source that may be used for the files, or why there is none."""

@@ -15,7 +15,7 @@ from mistral_fetch.store.gc import remove_empty_partials
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.snapshots import load_provenance
 from mistral_fetch.transfer.channels import Job, PullResult, refused_offline, try_candidates
-from mistral_fetch.transfer.local import find_local, ref_key
+from mistral_fetch.transfer.local import LocalModel, find_local, ref_key
 
 if TYPE_CHECKING:
     from mistral_fetch.transfer.catalogs import CatalogInForce
@@ -122,9 +122,12 @@ def is_described_here(ref: Ref) -> bool:
 
 def already_here(layout: Layout, key: str, settings: Settings) -> PullResult | None:
     """Return the complete snapshot of a name, if there is one that is proved well enough. Nothing is hashed."""
-    local = find_local(layout, key, settings.via)
-    if local is None:
-        return None
+    local = find_local(layout, key, settings.via, settings.shared_homes)
+    return None if local is None else judge(local, key, settings)
+
+
+def judge(local: LocalModel, key: str, settings: Settings) -> PullResult | None:
+    """Return a complete snapshot as a result if its papers prove enough."""
     try:
         papers = load_provenance(local.directory)
     except StoreError:

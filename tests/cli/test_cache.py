@@ -40,9 +40,23 @@ def test_list_of_an_empty_cache(program):
 def test_list_shows_what_is_there(program, manifest, pulled):
     shown = program("list")
     assert (shown.code, shown.err) == (0, "")
-    heading, row = shown.out.splitlines()
-    assert heading.split() == ["MODEL", "CHANNEL", "SIZE", "ASSURANCE", "PULLED", "STATE"]
-    assert re.fullmatch(rf"{re.escape(key(manifest))}  manifest  {SIZE}  sha256     \ds ago  complete", row)
+    heading, row, nothing, total = shown.out.splitlines()
+    assert heading.split() == [
+        "MODEL",
+        "CHANNEL",
+        "SIZE",
+        "EXCLUSIVE",
+        "SHARED",
+        "ASSURANCE",
+        "PULLED",
+        "USED",
+        "STATE",
+    ]
+    own = r"[0-9.]+ kB"
+    expected = rf"{re.escape(key(manifest))}  manifest  {SIZE}  {own} +0 B     sha256     \ds ago  \ds ago  complete"
+    assert re.fullmatch(expected, row)
+    assert nothing == ""
+    assert re.fullmatch(rf"{own} on disk: {own} models, {own} other", total)
 
 
 def test_list_names_a_model_that_lost_a_file(program, pulled):
@@ -66,7 +80,7 @@ def test_list_shows_what_is_unfinished(program, manifest):
     assert heading.split() == ["UNFINISHED", "FILE", "HELD", "BEGUN"]
     assert rows
     assert {tuple(row.split()[:2]) for row in rows} <= {(key(manifest), "params.json"), (key(manifest), "weights.bin")}
-    assert program("list").out == shown.out  # no complete model above them
+    assert program("list").out.startswith(shown.out)  # no complete model above them
 
 
 def test_list_of_nothing_unfinished(program, pulled):

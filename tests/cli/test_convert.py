@@ -149,7 +149,7 @@ def test_a_model_without_a_pickle_is_told(program, pulled, record):
 
 def test_list_and_show_name_the_copy(program, model):
     directory = program(*CONVERT).out.strip()
-    _, row, copy = program("list").out.splitlines()
+    _, row, copy, _, _ = program("list").out.splitlines()
     assert row.startswith(model)
     assert copy.split() == ["safetensors-1", *copy.split()[1:3], "complete"]
     (made,) = program("list", "--json").json["models"][0]["derived"]

@@ -102,7 +102,7 @@ def test_refs_go_first_so_that_no_name_is_left_without_its_bytes(
     monkeypatch.setattr(Path, "unlink", watch_unlink)
     monkeypatch.setattr(gc.shutil, "rmtree", watch_rmtree)
     remove(layout, "model")
-    assert steps == ["refs", ".complete", "snapshot", "blobs", "blobs"]
+    assert steps == ["refs", ".complete", "snapshot", "blobs", "blobs", "used"]
     assert not directory.exists()
 
 
