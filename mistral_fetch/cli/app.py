@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from mistral_fetch import __version__
 from mistral_fetch.cli import (
+    bundle,
     cache,
     compare,
     demo,
@@ -86,6 +87,7 @@ _GROUPS = (
     seed,
     mirror,
     mirror_check,
+    bundle,
     doctor,
     demo,
 )
