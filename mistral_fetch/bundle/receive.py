@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from mistral_fetch.bundle.reader import BundledModel, BundleReader
-from mistral_fetch.bundle.source import BundleSource
+from mistral_fetch.bundle.source import LABEL, BundleSource
 from mistral_fetch.bundle.trust import Vouched, refuse_other_model, vouch_for
 from mistral_fetch.config import Settings
 from mistral_fetch.events import Notice, Report
@@ -85,7 +85,14 @@ def _execute(job: _Job, model: BundledModel, vouched: Vouched) -> PullResult:
     record, settings = model.record, job.settings
     is_last = model.number == len(job.reader.models) - 1
     source = BundleSource(job.reader, is_last=is_last)
-    offer = Offer(record.channel, record.identity, vouched.manifest, (lambda: source,), signed=vouched.signed)
+    offer = Offer(
+        record.channel,
+        record.identity,
+        vouched.manifest,
+        (lambda: source,),
+        signed=vouched.signed,
+        carried_by=LABEL,
+    )
     acquired = execute_offer(
         offer,
         record.ref,

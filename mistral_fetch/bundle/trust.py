@@ -11,18 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mistral_fetch.bundle.reader import BundledModel
-from mistral_fetch.catalog import Catalog, parse_catalog
+from mistral_fetch.catalog import parse_catalog
 from mistral_fetch.config import Settings
-from mistral_fetch.errors import BadSignature, Conflict, NotFoundError, TrustError, UnsignedManifest, UsageError
+from mistral_fetch.errors import BadSignature, Conflict, NotFoundError, TrustError, UnsignedManifest
 from mistral_fetch.events import Notice, Report
 from mistral_fetch.manifest import FileEntry, Manifest
 from mistral_fetch.metalink import parse_metalink
-from mistral_fetch.ref import CatalogRef, location_key, parse_ref
+from mistral_fetch.ref import location_key
 from mistral_fetch.signatures import PublicKey
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.snapshots import find_refs, find_snapshot
 from mistral_fetch.store.trust_state import load_record
-from mistral_fetch.transfer.authenticity import authenticate_document, now_utc, pinned_keys
+from mistral_fetch.transfer.authenticity import authenticate_document, catalog_pins, now_utc, pinned_keys
 from mistral_fetch.transfer.local import settings_catalog
 from mistral_fetch.trust import CATALOG, MANIFEST, Signed, check_expiry, check_version, confirm_same_files, with_signed
 
@@ -99,7 +99,7 @@ def _judge(
         address = location_key(settings.catalog)
         seen = load_record(Layout(settings.home), address).seen
         check_version(catalog.version, hashlib.sha256(signed.document).hexdigest(), seen, keys, address)
-    pins = _pins(catalog, model)
+    pins = catalog_pins(catalog, model.record.ref, model.record.channel)
     if pins is None:
         raise _not_in_catalog(model)
     held = {entry.path for entry in model.manifest.files}
@@ -126,7 +126,7 @@ def _check_pins(model: BundledModel, settings: Settings, report: Report) -> list
         catalog = settings_catalog(settings)
     except (NotFoundError, TrustError):  # of one on a server no copy is here, or none that may be believed
         return None
-    pins = _pins(catalog, model)
+    pins = catalog_pins(catalog, model.record.ref, model.record.channel)
     if pins is None:
         return None
     known = {entry.path: entry for entry in pins}
@@ -139,21 +139,6 @@ def _check_pins(model: BundledModel, settings: Settings, report: Report) -> list
             Notice(f"{model.record.ref}: the catalog has no sha256 of {', '.join(unpinned[:3])}; the bundle's is taken")
         )
     return unpinned
-
-
-def _pins(catalog: Catalog, model: BundledModel) -> list[FileEntry] | None:
-    """Return what a catalog pins of the channel that a model came by, None where it does not have that."""
-    try:
-        ref = parse_ref(model.record.ref)
-    except UsageError:
-        return None
-    if not isinstance(ref, CatalogRef):
-        return None
-    try:
-        channel = catalog.find(ref.name, ref.version).channel(model.record.channel)
-    except NotFoundError:
-        return None
-    return None if channel is None else [pin.entry() for pin in getattr(channel, "files", ())]
 
 
 def _not_in_catalog(model: BundledModel) -> BadSignature:

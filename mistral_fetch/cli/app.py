@@ -15,6 +15,7 @@ from mistral_fetch.cli import (
     compare,
     demo,
     doctor,
+    export,
     fetch,
     measure,
     mirror,
@@ -88,6 +89,7 @@ _GROUPS = (
     mirror,
     mirror_check,
     bundle,
+    export,
     doctor,
     demo,
 )
