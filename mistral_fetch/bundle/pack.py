@@ -101,7 +101,9 @@ def _with_pieces(directory: Path, entry: FileEntry, check_stop: Callable[[], Non
     """Add piece hashes where a pull left them out, or where they are too fine or too coarse to stream by."""
     check_stop()
     size = entry.size or 0
-    if not size or (entry.pieces is not None and MIN_PIECE_LENGTH <= entry.pieces.length <= MAX_PIECE_LENGTH):
+    if not size:
+        return replace(entry, pieces=None)  # a pull may have noted that it has none
+    if entry.pieces is not None and MIN_PIECE_LENGTH <= entry.pieces.length <= MAX_PIECE_LENGTH:
         return entry
     with disk_errors("reading what the cache holds", directory / entry.path):
         hashes = hash_pieces(directory / entry.path, list(PieceGrid(size, DEFAULT_PIECE_LENGTH).spans()))

@@ -62,6 +62,9 @@ def import_bundle(
 
 def _import_model(job: _Job, model: BundledModel, vouched: Vouched) -> PullResult:
     key = model.record.ref
+    if here := _already_here(job, model):
+        remove_empty_partials(job.layout, key)
+        return here
     job.layout.prepare()
 
     def tell_owner(owner: str) -> None:
@@ -69,16 +72,17 @@ def _import_model(job: _Job, model: BundledModel, vouched: Vouched) -> PullResul
 
     timeout = job.settings.lock_timeout
     with locked(job.layout.lock(key), f"import {key}", timeout, tell_owner, job.stop.check):
-        refuse_other_model(job.layout, model, replace_names=job.replace_names)
-        here = already_here(job.layout, key, job.settings)
-        if here is not None and _is_same(here, model):
-            remove_empty_partials(job.layout, key)
+        # While we waited, the other process may have done the work, or given the name to something else.
+        if here := _already_here(job, model):
             return here
+        refuse_other_model(job.layout, model, replace_names=job.replace_names)
         return _execute(job, model, vouched)
 
 
-def _is_same(here: PullResult, model: BundledModel) -> bool:
-    return (here.content_digest, here.channel) == (model.record.content_digest, model.record.channel)
+def _already_here(job: _Job, model: BundledModel) -> PullResult | None:
+    here, record = already_here(job.layout, model.record.ref, job.settings), model.record
+    is_same = here is not None and (here.content_digest, here.channel) == (record.content_digest, record.channel)
+    return here if is_same else None
 
 
 def _execute(job: _Job, model: BundledModel, vouched: Vouched) -> PullResult:

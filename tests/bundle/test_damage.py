@@ -52,7 +52,7 @@ def test_a_bundle_cut_short_anywhere_publishes_nothing(bundle: bytes, receive: R
 @PIPED
 def test_a_flipped_bit_anywhere_is_refused(bundle: bytes, receive: Receiver, piped: bool) -> None:
     chance = random.Random(7)
-    places = {chance.randrange(len(bundle)) for _ in range(60)}
+    places = {chance.randrange(len(bundle)) for _ in range(16)}
     places |= {
         at + chance.randrange(BLOCK) for at in range(0, len(bundle), BLOCK) if bundle[at + 257 :][:5] == b"ustar"
     }
@@ -62,7 +62,7 @@ def test_a_flipped_bit_anywhere_is_refused(bundle: bytes, receive: Receiver, pip
         with pytest.raises((ManifestError, IntegrityError)) as refused:
             receive(bytes(wrong), piped=piped)
         assert refused.value.exit_code in {ExitCode.BAD_MANIFEST, ExitCode.INTEGRITY}, at
-        receive.assert_nothing_published()
+    receive.assert_nothing_published()
 
 
 def test_a_wrong_piece_is_named_with_what_it_should_be(bundle: bytes, receive: Receiver) -> None:

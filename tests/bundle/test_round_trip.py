@@ -32,7 +32,8 @@ def test_a_model_arrives_whole_and_says_how(model: LocalModel, bundle: bytes, re
     assert {source for file in papers["files"] for source in file["sources"]} <= {"bundle", "this cache"}
     there, here = load_manifest(result.directory), load_manifest(model.directory)
     assert there.info == here.info
-    assert [(e.digests, e.pieces) for e in there.files] == [(e.digests, e.pieces) for e in here.files]
+    assert there.content_digest() == here.content_digest()
+    assert [e.pieces for e in there.files if e.size] == [e.pieces for e in here.files if e.size]
 
 
 @pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
