@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 from mistral_fetch.bundle.contents import Content
 from mistral_fetch.bundle.reader import BundleReader
@@ -13,6 +15,8 @@ from mistral_fetch.sources.base import StopSignal, Target
 from mistral_fetch.sources.failover import report_lie
 
 LABEL = "bundle"
+# One piece is read, two are on their way to the disk: while one waits for a sync, the other does not.
+BUFFERS = 3
 
 
 class BundleSource:
@@ -56,18 +60,32 @@ class BundleSource:
         partial.prepare()
         if partial.missing_pieces():
             self._reader.go_to(content)
-        buffer = memoryview(bytearray(min(partial.grid.piece_length, partial.grid.size)))
         while missing := partial.missing_pieces():
-            for index in missing:
-                stop.check()
-                span = partial.grid.span(index)
-                piece = buffer[: span.length]
-                self._reader.source.read_into(content.offset + span.start, piece)
-                report(BytesReceived(self.label, path, span.length))
-                self._put(target, index, piece, report)
+            for length in self._take(missing, content, target, report, stop):
+                report(BytesReceived(self.label, path, length))
                 report(Progress(path, partial.present_bytes))
             partial.flush()
         report(Progress(path, partial.present_bytes))
+
+    def _take(
+        self, missing: Sequence[int], content: Content, target: Target, report: Report, stop: StopSignal
+    ) -> Iterator[int]:
+        """Read pieces in their order while those before are hashed, written and synced; yield their lengths."""
+        grid = target.partial.grid
+        free = [memoryview(bytearray(min(grid.piece_length, grid.size))) for _ in range(BUFFERS)]
+        busy: deque[tuple[Future[None], memoryview]] = deque()
+        with ThreadPoolExecutor(BUFFERS - 1) as pool:
+            for index in missing:
+                stop.check()
+                if not free:
+                    free.append(_finished(*busy.popleft()))
+                buffer, span = free.pop(), grid.span(index)
+                piece = buffer[: span.length]
+                self._reader.source.read_into(content.offset + span.start, piece)
+                busy.append((pool.submit(self._put, target, index, piece, report), buffer))
+                yield span.length
+            while busy:
+                _finished(*busy.popleft())
 
     def _put(self, target: Target, index: int, piece: memoryview, report: Report) -> None:
         try:
@@ -79,3 +97,8 @@ class BundleSource:
                 detail=error.detail,
                 hint="copy the bundle again; what was verified is kept",
             ) from error
+
+
+def _finished(work: Future[None], buffer: memoryview) -> memoryview:
+    work.result()
+    return buffer
