@@ -97,7 +97,7 @@ class Receiver:
         (self.folder / "in.tar").write_bytes(data)
         with open_input([str(self.folder / "in.tar")]) as source:
             reader = BundleReader(Once(source) if piped else source)
-            chosen = Settings(home=self.home, disk_reserve=0, lock_timeout=5.0, **settings)
+            chosen = Settings(home=self.home, **{"disk_reserve": 0, "lock_timeout": 5.0, **settings})
             return import_bundle(reader, chosen, report, StopSignal(), replace_names=replace_names)
 
     def assert_nothing_published(self) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from mistral_fetch.bundle.tar import MAX_USTAR_SIZE, file_header, link_header
-from mistral_fetch.errors import Conflict, IntegrityError
+from mistral_fetch.errors import Conflict, ExitCode, IntegrityError, OutOfSpace
 from mistral_fetch.events import BytesReceived, Event
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.snapshots import load_manifest, load_provenance
@@ -148,3 +148,11 @@ def test_a_damaged_cache_is_not_handed_on(tmp_path: Path, model: LocalModel) -> 
         bundle_of(model)
     assert "piece 3" in refused.value.detail
     assert "weights/w.bin" in refused.value.what
+
+
+def test_a_disk_that_cannot_hold_it_is_told_before_the_first_byte(bundle: bytes, receive: Receiver) -> None:
+    with pytest.raises(OutOfSpace) as refused:
+        receive.all(bundle, disk_reserve=1 << 60)
+    assert refused.value.exit_code is ExitCode.DISK
+    receive.assert_nothing_published()
+    assert list(receive.home.glob("partial/*/data")) == []
