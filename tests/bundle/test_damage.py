@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import random
+import re
 import shutil
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -25,7 +28,7 @@ from mistral_fetch.errors import (
     SizeMismatch,
 )
 from mistral_fetch.events import ignore_events
-from tests.bundle.conftest import FILES, PIECE, Once, Receiver
+from tests.bundle.conftest import FILES, PIECE, Once, Receiver, bundle_of, keep
 
 WEIGHTS = FILES["weights/w.bin"]
 PIPED = pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
@@ -196,14 +199,24 @@ def test_a_sequence_that_is_not_the_only_right_one_is_refused(
         assert not receive.home.exists(), "of a file all is known before a byte is written"
 
 
-def contents_with(bundle: bytes, change: Callable[[dict[str, object]], None]) -> bytes:
-    """Return the bundle with another table of contents, which its header vouches for."""
+def contents_of(bundle: bytes) -> bytes:
+    """Return the table of contents."""
     at = bundle.index(b'{\n "models"')
-    text = bundle[at : bundle.index(b"\0", at)]
-    fields = json.loads(text)
+    return bundle[at : bundle.index(b"\0", at)]
+
+
+def with_contents(bundle: bytes, new: bytes) -> bytes:
+    """Return the bundle with another table of contents, which its header and its end vouch for."""
+    old = contents_of(bundle)
+    rest = bundle[len(begin(old)) :]
+    return begin(new) + rest.replace(*(hashlib.sha256(text).hexdigest().encode() for text in (old, new)))
+
+
+def with_model(bundle: bytes, change: Callable[[dict[str, Any]], object]) -> bytes:
+    """Return the bundle with its model described otherwise."""
+    fields = json.loads(contents_of(bundle))
     change(fields["models"][0])
-    new = (json.dumps(fields, indent=1, ensure_ascii=False) + "\n").encode()
-    return begin(new) + bundle[len(begin(text)) :]
+    return with_contents(bundle, (json.dumps(fields, indent=1, ensure_ascii=False) + "\n").encode())
 
 
 @pytest.mark.parametrize(
@@ -228,21 +241,82 @@ def contents_with(bundle: bytes, change: Callable[[dict[str, object]], None]) ->
     ],
 )
 def test_a_hostile_table_of_contents_is_refused(field: str, value: object, bundle: bytes, receive: Receiver) -> None:
-    if value == "\ud800":
-        data = contents_with(bundle, lambda model: model.update({field: "X-SURROGATE"}))
-        at = data.index(b'{\n "models"')
-        text = data[at : data.index(b"\0", at)]
-        data = begin(text.replace(b"X-SURROGATE", rb"\ud800")) + data[len(begin(text)) :]
-    else:
-        data = contents_with(bundle, lambda model: model.update({field: value}))
+    data = with_model(bundle, lambda model: model.update({field: "X-SURROGATE" if value == "\ud800" else value}))
+    if value == "\ud800":  # as JSON can write it, and Python's own would not
+        data = with_contents(data, contents_of(data).replace(b"X-SURROGATE", rb"\ud800"))
     with pytest.raises(MalformedBundle):
         receive(data)
     assert not receive.home.exists()
 
 
+def with_manifest(bundle: bytes, change: Callable[[bytes], bytes]) -> bytes:
+    """Return the bundle with another manifest, which everything in it vouches for."""
+    at = bundle.index(b"<?xml")
+    old = bundle[at : bundle.index(b"\0", at)]
+    new = change(old)
+    assert new != old
+    path = "tiny-v1/manifest.meta4"
+    described = {"path": "manifest.meta4", "size": len(new), "sha256": hashlib.sha256(new).hexdigest()}
+    data = bundle.replace(member(path, old), member(path, new))
+    return with_model(data, lambda model: model["documents"].__setitem__(0, described))
+
+
+def test_the_helper_makes_bundles_that_are_refused_for_their_manifest_alone(bundle: bytes, receive: Receiver) -> None:
+    receive.assert_exact(receive(with_manifest(bundle, lambda text: text.replace(b"mistral-fetch<", b"somebody<"))))
+
+
+WITHOUT_PIECES = re.compile(rb"    <pieces.*?</pieces>\n", re.DOTALL)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: WITHOUT_PIECES.sub(b"", text),
+        lambda text: text.replace(b'length="65536"', b'length="1"'),
+        lambda text: text.replace(b"<size>3</size>", b"", 1),
+        lambda text: re.sub(rb"    <hash type=.*?\n", b"", text, count=1),
+        lambda text: text.replace(b'name="again.json"', b'name="other.json"'),
+        lambda text: text.replace(b'name="again.json"', b'name="../again.json"'),
+        lambda text: text.replace(b'name="again.json"', b'name="/again.json"'),
+        lambda text: text.replace(b'name="again.json"', b'name="PARAMS.json"'),
+        lambda text: text.replace(b"<size>3</size>", b"<size>99999999999999999</size>", 1),
+        lambda text: b"<!DOCTYPE x>" + text,
+        lambda text: b"",
+    ],
+    ids=[
+        "no pieces",
+        "tiny pieces",
+        "no size",
+        "no digest",
+        "another name",
+        "up",
+        "root",
+        "case",
+        "bomb",
+        "dtd",
+        "none",
+    ],
+)
+@PIPED
+def test_a_hostile_manifest_is_refused(
+    change: Callable[[bytes], bytes], bundle: bytes, receive: Receiver, piped: bool
+) -> None:
+    with pytest.raises(ManifestError) as refused:
+        receive(with_manifest(bundle, change), piped=piped)
+    assert refused.value.exit_code is ExitCode.BAD_MANIFEST
+    assert not receive.home.exists()
+
+
+def test_a_model_has_one_licence(tmp_path: Path, receive: Receiver) -> None:
+    data = bundle_of(keep(tmp_path / "from", {"a": b"a"}, "tiny"))
+    second = bundle_of(keep(tmp_path / "second", {"a": b"a", "license": b"mine"}, "tiny"))
+    assert data.count(b"/LICENSE\0") == 1
+    assert second.count(b"/LICENSE\0") == 0
+    receive.assert_exact(receive(second), {"license": b"mine"})
+
+
 def test_a_table_of_contents_survives_being_read(bundle: bytes) -> None:
-    at = bundle.index(b'{\n "models"')
-    text = bundle[at : bundle.index(b"\0", at)]
+    text = contents_of(bundle)
     assert describe_contents(parse_contents(text)) == text
 
 
