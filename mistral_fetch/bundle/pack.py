@@ -28,6 +28,7 @@ from mistral_fetch.bundle.contents import (
     parse_contents,
     plan_bundle,
 )
+from mistral_fetch.bundle.naming import check_name
 from mistral_fetch.bundle.tar import member
 from mistral_fetch.errors import IntegrityError, UsageError
 from mistral_fetch.manifest import DEFAULT_PIECE_LENGTH, FileEntry, Manifest, PieceHashes
@@ -77,7 +78,8 @@ def pack(models: Sequence[LocalModel], check_stop: Callable[[], None]) -> Packed
     rows = zip(loaded, folders, documents, strict=True)
     records = [_describe(model, folder, papers) for model, folder, papers in rows]
     contents = describe_contents(records)
-    parse_contents(contents)  # a reader's limits are ours
+    for record in parse_contents(contents):  # a reader's limits are ours
+        check_name(record)
     content = {f"{f}/{path}": data for f, d in zip(folders, documents, strict=True) for path, data in d.items()}
     beginning = begin(contents) + b"".join(member(path, content[path]) for path, _ in each_document(records))
     plan = plan_bundle(contents, records, [model.manifest for model in loaded])

@@ -10,6 +10,8 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from mistral_fetch.bundle.contents import CHANNELS, malformed
+from mistral_fetch.bundle.naming import check_name, is_catalog_name
 from mistral_fetch.bundle.reader import BundledModel
 from mistral_fetch.catalog import parse_catalog
 from mistral_fetch.config import Settings
@@ -39,10 +41,12 @@ def vouch_for(model: BundledModel, settings: Settings, report: Report) -> Vouche
     """Decide whether a bundled model may be believed, before a byte of its files is read.
 
     Raises:
+        MalformedBundle: No pull could have given it that name.
         UnsignedManifest: Keys are pinned, and neither a signature nor the built-in catalog speaks for it.
         BadSignature: Its signature is not by a pinned key, of other files, or the catalog has other files.
         Expired, RolledBack: What was signed is over, or older than what was seen.
     """
+    check_name(model.record)
     keys = pinned_keys(settings)
     signed = _authenticate(model, keys) if keys and model.record.signed_as else None
     manifest = model.manifest
@@ -121,13 +125,20 @@ def _check_pins(model: BundledModel, settings: Settings, report: Report) -> list
 
     Raises:
         BadSignature: A file is another one than the catalog pins.
+        MalformedBundle: The catalog has the release, but not by that channel.
     """
     try:
         catalog = settings_catalog(settings)
     except (NotFoundError, TrustError):  # of one on a server no copy is here, or none that may be believed
         return None
-    pins = catalog_pins(catalog, model.record.ref, model.record.channel)
+    ref, channel = model.record.ref, model.record.channel
+    if not is_catalog_name(ref):
+        return None
+    pins = catalog_pins(catalog, ref, channel)
+    if pins is None and any(catalog_pins(catalog, ref, other) is not None for other in CHANNELS):
+        raise malformed(f"expected {ref} by a channel that the catalog has, got it by {channel}")
     if pins is None:
+        report(Notice(f"{ref}: no such release in the catalog in force; the bundle's word is taken"))
         return None
     known = {entry.path: entry for entry in pins}
     held = {entry.path for entry in model.manifest.files}

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from mistral_fetch.bundle import pack as pack_module
 from mistral_fetch.bundle.pack import pack
 from mistral_fetch.bundle.reader import BundleReader
 from mistral_fetch.bundle.receive import import_bundle
@@ -34,6 +35,7 @@ FILES = {
     "empty.txt": b"",
     "Größe/" + "long" * 40 + ".txt": b"named at length\n",
 }
+REF = "tiny.meta4#0123456789abcdef"
 INFO = ModelInfo(name="tiny", version="v1", licence="Apache-2.0")
 
 
@@ -65,10 +67,13 @@ def keep(home: Path, files: Mapping[str, bytes], ref: str, channel: str = "manif
     return LocalModel(directory, record)
 
 
-def bundle_of(*models: LocalModel) -> bytes:
-    """Return the bundle of models."""
+def bundle_of(*models: LocalModel, is_honest: bool = True) -> bytes:
+    """Return the bundle of models; somebody else's program would not look at their names."""
     sink = Bytes(bytearray())
-    write_bundle(pack(models, lambda: None), sink, ignore_events, lambda: None)
+    with pytest.MonkeyPatch.context() as patch:
+        if not is_honest:
+            patch.setattr(pack_module, "check_name", lambda _record: None)
+        write_bundle(pack(models, lambda: None), sink, ignore_events, lambda: None)
     return bytes(sink.data)
 
 
@@ -135,7 +140,7 @@ class Once(BundleInput):
 @pytest.fixture
 def model(tmp_path: Path) -> LocalModel:
     """A complete model in a cache of its own."""
-    return keep(tmp_path / "from", FILES, "tiny")
+    return keep(tmp_path / "from", FILES, REF)
 
 
 @pytest.fixture

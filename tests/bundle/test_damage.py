@@ -28,7 +28,7 @@ from mistral_fetch.errors import (
     SizeMismatch,
 )
 from mistral_fetch.events import ignore_events
-from tests.bundle.conftest import FILES, PIECE, Once, Receiver, bundle_of, keep
+from tests.bundle.conftest import FILES, PIECE, REF, Once, Receiver, bundle_of, keep
 
 WEIGHTS = FILES["weights/w.bin"]
 PIPED = pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
@@ -232,6 +232,14 @@ def with_model(bundle: bytes, change: Callable[[dict[str, Any]], object]) -> byt
         ("ref", ""),
         ("ref", "\ud800"),
         ("channel", "bundle"),
+        ("channel", "hub"),
+        ("ref", "tiny"),
+        ("ref", "mistral-7b@v0.1"),
+        ("ref", "hf:org/model@main"),
+        ("ref", "tiny.torrent#0123456789abcdef"),
+        ("ref", "https://site.example/model.torrent"),
+        ("ref", "/srv/tiny.meta4"),
+        ("ref", "./tiny"),
         ("content_digest", "0" * 64),
         ("signed_as", "manifest"),
         ("documents", []),
@@ -308,8 +316,8 @@ def test_a_hostile_manifest_is_refused(
 
 
 def test_a_model_has_one_licence(tmp_path: Path, receive: Receiver) -> None:
-    data = bundle_of(keep(tmp_path / "from", {"a": b"a"}, "tiny"))
-    second = bundle_of(keep(tmp_path / "second", {"a": b"a", "license": b"mine"}, "tiny"))
+    data = bundle_of(keep(tmp_path / "from", {"a": b"a"}, REF))
+    second = bundle_of(keep(tmp_path / "second", {"a": b"a", "license": b"mine"}, REF))
     assert data.count(b"/LICENSE\0") == 1
     assert second.count(b"/LICENSE\0") == 0
     receive.assert_exact(receive(second), {"license": b"mine"})

@@ -18,17 +18,17 @@ from mistral_fetch.events import BytesReceived, Event
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.snapshots import load_manifest, load_provenance
 from mistral_fetch.transfer.local import LocalModel
-from tests.bundle.conftest import FILES, PIECE, Receiver, bundle_of, keep
+from tests.bundle.conftest import FILES, PIECE, REF, Receiver, bundle_of, keep
 
 
 @pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
 def test_a_model_arrives_whole_and_says_how(model: LocalModel, bundle: bytes, receive: Receiver, piped: bool) -> None:
     result = receive(bundle, piped=piped)
     receive.assert_exact(result)
-    assert (result.key, result.channel, result.was_complete, result.assurance) == ("tiny", "manifest", False, "sha256")
+    assert (result.key, result.channel, result.was_complete, result.assurance) == (REF, "manifest", False, "sha256")
     papers = load_provenance(result.directory)
     assert papers["carried_by"] == "bundle"
-    assert (papers["ref"], papers["identity"]) == ("tiny", "manifest-1")
+    assert (papers["ref"], papers["identity"]) == (REF, "manifest-1")
     assert {source for file in papers["files"] for source in file["sources"]} <= {"bundle", "this cache"}
     there, here = load_manifest(result.directory), load_manifest(model.directory)
     assert there.info == here.info
@@ -48,7 +48,10 @@ def test_a_second_import_does_nothing(bundle: bytes, receive: Receiver, piped: b
 
 
 def test_the_same_model_gives_the_same_bytes_in_any_order_and_from_any_cache(tmp_path: Path, bundle: bytes) -> None:
-    others = [keep(tmp_path / "second", FILES, "tiny"), keep(tmp_path / "second", {"b.bin": b"b"}, "other")]
+    others = [
+        keep(tmp_path / "second", FILES, REF),
+        keep(tmp_path / "second", {"b.bin": b"b"}, "other.meta4#fedcba9876543210"),
+    ]
     assert bundle_of(others[0]) == bundle
     assert bundle_of(*others) == bundle_of(*reversed(others), others[0])
 
@@ -56,11 +59,14 @@ def test_the_same_model_gives_the_same_bytes_in_any_order_and_from_any_cache(tmp
 @pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
 def test_models_that_share_a_file_carry_it_once(tmp_path: Path, receive: Receiver, piped: bool) -> None:
     shared = FILES["weights/w.bin"]
-    models = [keep(tmp_path / "from", {"w.bin": shared, f"{n}.txt": n.encode()}, n) for n in ("one", "two")]
+    models = [
+        keep(tmp_path / "from", {"w.bin": shared, f"{n}.txt": n.encode()}, f"https://site.example/{n}.meta4")
+        for n in ("one", "two")
+    ]
     data = bundle_of(*models)
     assert data.count(shared) == 1
     results = receive.all(data, piped=piped)
-    assert [result.key for result in results] == ["one", "two"]
+    assert [Path(result.key).stem for result in results] == ["one", "two"]
     assert {(result.directory / "w.bin").read_bytes() for result in results} == {shared}
 
 
@@ -120,7 +126,7 @@ def test_tar_knows_files_beyond_eight_gib(tmp_path: Path) -> None:
 def test_a_name_that_stands_for_another_model_is_not_taken_unasked(
     tmp_path: Path, bundle: bytes, receive: Receiver
 ) -> None:
-    mine = keep(receive.home, {"mine.bin": b"mine"}, "tiny")
+    mine = keep(receive.home, {"mine.bin": b"mine"}, REF)
     with pytest.raises(Conflict) as refused:
         receive(bundle)
     assert "--replace" in refused.value.hint

@@ -11,14 +11,22 @@ import pytest
 from mistral_fetch.bundle import trust
 from mistral_fetch.config import Settings
 from mistral_fetch.digest import Assurance
-from mistral_fetch.errors import AssuranceTooLow, BadSignature, ExitCode, Expired, TrustError, UnsignedManifest
+from mistral_fetch.errors import (
+    AssuranceTooLow,
+    BadSignature,
+    ExitCode,
+    Expired,
+    MalformedBundle,
+    TrustError,
+    UnsignedManifest,
+)
 from mistral_fetch.events import Event, Notice, ignore_events
 from mistral_fetch.metalink import serialise_metalink
 from mistral_fetch.ref import parse_ref
 from mistral_fetch.simulators.publisher import PublisherSimulator
 from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.store.layout import Layout
-from mistral_fetch.store.snapshots import RefRecord, load_provenance, write_ref, write_snapshot
+from mistral_fetch.store.snapshots import load_provenance, write_snapshot
 from mistral_fetch.transfer.authenticity import is_vouched_for
 from mistral_fetch.transfer.local import LocalModel, find_local
 from mistral_fetch.transfer.pull import already_here, pull
@@ -97,28 +105,48 @@ def test_an_unsigned_bundle_is_refused_while_keys_are_pinned(bundle: bytes, rece
     assert not receive.home.exists()
 
 
+def signed_model(tmp_path: Path, key: KeyPair, ref: str = "", expires: str = "") -> LocalModel:
+    """Put a model with a signed manifest into a cache, under a name of its own choice."""
+    publisher = PublisherSimulator(FILES, name="tiny", info=replace(INFO, expires=expires))
+    document, manifest = serialise_metalink(publisher.manifest()), publisher.manifest()
+    signed = Signed("manifest", document, publisher.sign(document, key.private), key.key.fingerprint)
+    ref = ref or f"tiny.meta4#{signed.sha256[:16]}"
+    kept = keep(tmp_path / "signed", FILES, ref)
+    told = {"kind": "manifest", "key": f"sha256:{signed.fingerprint}", "document": f"sha256:{signed.sha256}"}
+    papers: dict[str, Any] = {**load_provenance(kept.directory), "signature": told}
+    (kept.directory / ".complete").unlink()
+    directory = write_snapshot(Layout(tmp_path / "signed"), manifest, papers, signed)
+    return LocalModel(directory, kept.record)
+
+
 def test_a_signed_manifest_s_last_day_counts(tmp_path: Path, receive: Receiver, ours: KeyPair) -> None:
-    publisher = PublisherSimulator(FILES, name="tiny", info=replace(INFO, expires="2020-01-01T00:00:00Z"))
-    document = serialise_metalink(publisher.manifest())
-    made = keep(tmp_path / "from", FILES, "tiny")
-    layout, manifest = Layout(tmp_path / "other"), publisher.manifest()
-    layout.prepare()
-    (layout.home / "blobs").symlink_to(tmp_path / "from" / "blobs")
-    signed = Signed("manifest", document, publisher.sign(document, ours.private), ours.key.fingerprint)
-    papers: dict[str, Any] = {
-        **load_provenance(made.directory),
-        "signature": {
-            "kind": "manifest",
-            "key": f"sha256:{ours.key.fingerprint}",
-            "document": f"sha256:{signed.sha256}",
-        },
-    }
-    directory = write_snapshot(layout, manifest, papers, signed)
-    record = RefRecord("tiny", "manifest", manifest.content_digest().value, 1)
-    write_ref(layout, record)
+    over = bundle_of(signed_model(tmp_path, ours, expires="2020-01-01T00:00:00Z"))
     with pytest.raises(Expired):
-        receive(bundle_of(LocalModel(directory, record)), trust_keys=(str(ours.public),))
+        receive(over, trust_keys=(str(ours.public),))
     assert not receive.home.exists()
+    valid = bundle_of(signed_model(tmp_path / "valid", ours, expires="2999-01-01T00:00:00Z"))
+    assert receive(valid, trust_keys=(str(ours.public),)).assurance == "signed"
+
+
+@pytest.mark.parametrize("ref", ["other.meta4#0123456789abcdef", "other.torrent#0123456789abcdef", "mistral-7b@v0.1"])
+def test_what_was_signed_under_one_name_does_not_speak_for_another(
+    ref: str, tmp_path: Path, receive: Receiver, ours: KeyPair
+) -> None:
+    model = signed_model(tmp_path, ours, ref)
+    with pytest.raises(MalformedBundle):
+        bundle_of(model)
+    renamed = bundle_of(model, is_honest=False)
+    with pytest.raises(MalformedBundle):
+        receive(renamed, trust_keys=(str(ours.public),))
+    assert not receive.home.exists()
+
+
+def test_a_release_that_the_catalog_has_by_other_channels_is_refused(tmp_path: Path, receive: Receiver) -> None:
+    fake = keep(tmp_path / "from", {"consolidated.00.pth": b"x"}, "mistral-7b-instruct@v0.1", "torrent")
+    with pytest.raises(MalformedBundle):
+        receive(bundle_of(fake))
+    unknown = keep(tmp_path / "from", {"a.bin": b"x"}, "model-of-another-catalog@v1", "hub")
+    assert receive(bundle_of(unknown)).key == "model-of-another-catalog@v1"
 
 
 def test_a_name_of_the_catalog_with_other_files_is_refused(tmp_path: Path, receive: Receiver) -> None:
