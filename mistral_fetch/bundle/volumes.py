@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +17,7 @@ from mistral_fetch.units import MIB
 
 _SKIP_BYTES = 4 * MIB
 _PIPE_BYTES = MIB
+_WAIT_SECONDS = 0.2
 _VOLUME = re.compile(r"(.+)\.(\d{3,6})")
 
 
@@ -115,11 +117,12 @@ class FileInput(BundleInput):
 
 
 class PipeInput(BundleInput):
-    """A stream: a pipe, a tape, a socket."""
+    """A stream: a pipe, a tape, a socket. ``check_stop`` is called while nothing comes, and may raise."""
 
-    def __init__(self, label: str, descriptor: int) -> None:
+    def __init__(self, label: str, descriptor: int, check_stop: Callable[[], None]) -> None:
         super().__init__(label)
         self._descriptor = descriptor
+        self._check_stop = check_stop
         self._position = 0
         _widen(descriptor)
 
@@ -140,13 +143,19 @@ class PipeInput(BundleInput):
     def has_more(self, offset: int) -> bool:
         """Return whether there is anything from ``offset`` on, which is waited for."""
         self.read_into(offset, memoryview(b""))
+        self._wait()
         try:
             return bool(os.read(self._descriptor, 1))
         except OSError as error:
             raise self._unreadable(offset, error) from error
 
+    def _wait(self) -> None:
+        while not select.select([self._descriptor], [], [], _WAIT_SECONDS)[0]:
+            self._check_stop()
+
     def _fill(self, view: memoryview) -> None:
         while view:
+            self._wait()
             try:
                 length = os.readv(self._descriptor, [view])
             except OSError as error:
@@ -165,15 +174,24 @@ def _widen(descriptor: int) -> None:
             fcntl.fcntl(descriptor, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
 
 
-def open_input(paths: Sequence[str], standard_input: int = 0) -> BundleInput:
+def _never() -> None:
+    """Go on."""
+
+
+def open_input(paths: Sequence[str], check_stop: Callable[[], None] = _never, standard_input: int = 0) -> BundleInput:
     """Open what a person named: a bundle, its volumes in any order, or ``-`` for standard input.
+
+    Args:
+        paths: What was typed.
+        check_stop: Called while a pipe is waited for; may raise.
+        standard_input: The descriptor that ``-`` means.
 
     Raises:
         UsageError: ``-`` among others, or files that are not the volumes of one bundle.
         NotFoundError: One cannot be opened, or a number between two volumes is missing.
     """
     if list(paths) == ["-"]:
-        return _open_standard_input(standard_input)
+        return _open_standard_input(standard_input, check_stop)
     if "-" in paths:
         raise UsageError(
             "standard input is a whole bundle",
@@ -194,11 +212,11 @@ def open_input(paths: Sequence[str], standard_input: int = 0) -> BundleInput:
     return FileInput(label, descriptors)
 
 
-def _open_standard_input(descriptor: int) -> BundleInput:
+def _open_standard_input(descriptor: int, check_stop: Callable[[], None]) -> BundleInput:
     # A file that the shell opened (< FILE) can be read at any place, unless somebody has read from it.
     if stat.S_ISREG(os.fstat(descriptor).st_mode) and os.lseek(descriptor, 0, os.SEEK_CUR) == 0:
         return FileInput("standard input", [os.dup(descriptor)])
-    return PipeInput("standard input", descriptor)
+    return PipeInput("standard input", descriptor, check_stop)
 
 
 def _in_order(paths: Sequence[str]) -> list[Path]:

@@ -79,7 +79,7 @@ def verify(front: FrontEnd, files: Bundle) -> int:
     from mistral_fetch.bundle.trust import vouch_for
     from mistral_fetch.bundle.volumes import open_input
 
-    with _working(front) as (report, stop), open_input(files) as source:
+    with _working(front) as (report, stop), open_input(files, stop.check) as source:
         reader = BundleReader(source)
         vouched = [vouch_for(model, front.settings, report) for model in reader.models]
         wrong = verify_bundle(reader, report, stop.check)
@@ -117,7 +117,7 @@ def import_models(
     from mistral_fetch.bundle.volumes import open_input
 
     settings = _with_floor(front, min_assurance)
-    with _working(front) as (report, stop), open_input(files) as source:
+    with _working(front) as (report, stop), open_input(files, stop.check) as source:
         results = import_bundle(BundleReader(source), settings, report, stop, replace_names=replace)
     for result in results:
         state = "complete before" if result.was_complete else f"complete and verified ({result.assurance})"

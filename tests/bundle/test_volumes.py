@@ -16,6 +16,7 @@ from mistral_fetch.bundle.write import MIN_VOLUME_BYTES, write_bundle, writing_t
 from mistral_fetch.errors import (
     Conflict,
     IntegrityError,
+    Interrupted,
     MistralFetchError,
     NotFoundError,
     OutOfSpace,
@@ -23,6 +24,7 @@ from mistral_fetch.errors import (
     UsageError,
 )
 from mistral_fetch.events import ignore_events
+from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.transfer.local import LocalModel
 from tests.bundle.conftest import Receiver
 
@@ -102,7 +104,7 @@ def test_a_pipe_is_read_once_and_forwards() -> None:
     reader, writer = os.pipe()
     os.write(writer, b"0123456789")
     os.close(writer)
-    pipe = PipeInput("a pipe", reader)
+    pipe = PipeInput("a pipe", reader, lambda: None)
     assert pipe.read(2, 3) == b"234"
     with pytest.raises(IntegrityError):
         pipe.read(1, 1)
@@ -113,10 +115,25 @@ def test_a_pipe_is_read_once_and_forwards() -> None:
     os.close(reader)
 
 
+def test_who_waits_for_a_pipe_can_be_stopped() -> None:
+    reader, writer = os.pipe()
+    os.write(writer, b"01")
+    stop = StopSignal()
+    pipe = PipeInput("a pipe", reader, stop.check)
+    stop.set()
+    assert pipe.read(0, 2) == b"01"
+    with pytest.raises(Interrupted):
+        pipe.read(2, 1)
+    with pytest.raises(Interrupted):
+        pipe.has_more(2)
+    os.close(reader)
+    os.close(writer)
+
+
 def test_standard_input_that_is_a_file_is_read_as_one(tmp_path: Path) -> None:
     (tmp_path / "b").write_bytes(b"0123")
     descriptor = os.open(tmp_path / "b", os.O_RDONLY)
-    with open_input(["-"], descriptor) as source:
+    with open_input(["-"], standard_input=descriptor) as source:
         assert isinstance(source, FileInput)
         assert source.read(2, 2) == b"23"
         assert source.read(0, 2) == b"01"
