@@ -58,14 +58,13 @@ def import_in_a_process(home: Path, data: bytes, path: Path, *, piped: bool, cra
     return done.returncode, json.loads(done.stdout) if done.stdout.strip() else done.stderr.decode()
 
 
-# Once in the middle of each thing that is done; the rest of the places lies between these.
-PLACES = ("piece-written:2", "data-synced:4", "journal-appended:4", "commit-noted:2", "blob-named", "ref-written")
+# In the middle of the first file's pieces, between the files, and after everything: the others lie between these.
+PLACES = ("data-synced:4", "blob-named", "ref-written")
+LATER = ("piece-written:2", "journal-appended:4", "commit-noted:2", *(p for p in CRASH_POINTS if p not in PLACES))
 
 
 @pytest.mark.parametrize("piped", [False, True], ids=["file", "pipe"])
-@pytest.mark.parametrize(
-    "place", [*PLACES, *(pytest.param(place, marks=pytest.mark.slow) for place in CRASH_POINTS if place not in PLACES)]
-)
+@pytest.mark.parametrize("place", [*PLACES, *(pytest.param(place, marks=pytest.mark.slow) for place in LATER)])
 def test_an_import_killed_anywhere_is_continued(
     place: str, piped: bool, bundle: bytes, receive: Receiver, tmp_path: Path
 ) -> None:
