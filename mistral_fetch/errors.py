@@ -6,7 +6,8 @@ This module owns the vocabulary of failure; it imports nothing of ours and does 
       UsageError                     ConfigError · AmbiguousRef
       NotFoundError                  UnknownModel · NotInCache
       AccessError                    NotAuthorised · GatedRepository
-      ManifestError                  MalformedManifest · UnsafePath · UnsupportedFormat · UnsafeTorrent
+      ManifestError                  MalformedManifest · MalformedBundle · UnsafePath · UnsupportedFormat ·
+                                     UnsafeTorrent
       TrustError                     UnsignedManifest · BadSignature · RolledBack · Expired
       IntegrityError                 SizeMismatch · DigestMismatch · PieceMismatch · TorrentMismatch
       AssuranceTooLow
@@ -143,6 +144,10 @@ class ManifestError(MistralFetchError):
 
 class MalformedManifest(ManifestError):
     """A manifest does not follow its format."""
+
+
+class MalformedBundle(ManifestError):
+    """A bundle is not, byte for byte, what its table of contents makes of it."""
 
 
 class UnsafePath(ManifestError):

@@ -65,7 +65,7 @@ def shown_commands(text):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_commands_that_are_shown_exist(page):
     """A command line in a page begins with a command of this program, not of a wish."""
-    known = re.findall(r"^\| \[`([a-z]+)`\]", (DOCS / "cli.md").read_text(), re.MULTILINE)
+    known = re.findall(r"^\| \[`([a-z]+)[` ]", (DOCS / "cli.md").read_text(), re.MULTILINE)
     found = [re.match(r"mistral-fetch ([a-z]+)\b", line) for line in shown_commands(page.read_text())]
     assert {match[1] for match in found if match} <= set(known)
 

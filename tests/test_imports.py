@@ -1,6 +1,6 @@
 """Who may import whom, read from the source: arrows point down and never turn back.
 
-    vocabulary  <-  store | bittorrent  <-  sources  <-  transfer | publish | launch  <-  cli
+    vocabulary  <-  store | bittorrent  <-  sources  <-  transfer | publish | launch  <-  bundle | export  <-  cli
 
 The vocabulary is the flat files of ``mistral_fetch``. Names joined by ``|`` do not know each other. ``ALLOWED`` is
 the whole truth: an import that no row allows is a defect, and so is a row that nothing needs any more.
@@ -21,7 +21,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"mistral_fetch": ROOT / "mistral_fetch", "mistral_runtime": ROOT / "runtime/mistral_runtime"}
-FOLDERS = ("store", "bittorrent", "sources", "transfer", "publish", "launch", "cli", "simulators")
+FOLDERS = ("store", "bittorrent", "sources", "transfer", "publish", "launch", "bundle", "export", "cli", "simulators")
 
 
 @dataclass(frozen=True)
@@ -50,6 +50,16 @@ ALLOWED = (
     Allowed("publish.check_address", "sources.*", "reads a mirror's own papers as a client would"),
     Allowed("publish.mirror_check", "sources.*", "asks a mirror as a client would"),
     Allowed("publish.piece_map", "sources.urls", "calls a mirror what its transfer calls it"),
+    Allowed("bundle.*", "store.*"),
+    Allowed("bundle.source", "sources.*", "a bundle is a source too"),
+    Allowed("bundle.receive", "sources.base", "for StopSignal alone"),
+    Allowed("bundle.*", "transfer.*", "a bundle is taken in as a pull takes what it fetches"),
+    Allowed("bundle.pack", "publish.model", "a model's folder is called as its publication would be"),
+    Allowed("export.*", "store.*"),
+    Allowed("export.model", "transfer.*", "which model is meant, and where its safetensors copy lies"),
+    Allowed("export.model", "publish.model", "a model's files and their blobs, as for publishing"),
+    Allowed("cli.bundle", "bundle.*"),
+    Allowed("cli.export", "export.*"),
     Allowed("cli.*", "transfer.*"),
     Allowed("cli.*", "publish.*"),
     Allowed("cli.*", "launch.*"),

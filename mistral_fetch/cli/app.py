@@ -10,10 +10,12 @@ from typer.core import TyperGroup
 
 from mistral_fetch import __version__
 from mistral_fetch.cli import (
+    bundle,
     cache,
     compare,
     demo,
     doctor,
+    export,
     fetch,
     lock,
     measure,
@@ -96,6 +98,8 @@ _GROUPS = (
     seed,
     mirror,
     mirror_check,
+    bundle,
+    export,
     doctor,
     demo,
 )

@@ -13,7 +13,15 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit, urlunsplit
 
 from mistral_fetch.config import Settings
-from mistral_fetch.errors import BadSignature, ConfigError, MirrorStatus, NotAModelFile, StoreError, UnsignedManifest
+from mistral_fetch.errors import (
+    BadSignature,
+    ConfigError,
+    MirrorStatus,
+    NotAModelFile,
+    NotFoundError,
+    StoreError,
+    UnsignedManifest,
+)
 from mistral_fetch.signatures import (
     BUNDLE_SUFFIX,
     MAX_BUNDLE_BYTES,
@@ -25,6 +33,7 @@ from mistral_fetch.signatures import (
 from mistral_fetch.trust import CATALOG, MANIFEST, Signed, authenticate, confirm_same_files
 
 if TYPE_CHECKING:
+    from mistral_fetch.catalog import Catalog
     from mistral_fetch.manifest import FileEntry, Manifest
     from mistral_fetch.sources.base import StopSignal
     from mistral_fetch.sources.http_client import HttpClient
@@ -103,9 +112,12 @@ def read_signature(path: Path) -> bytes | None:
 def is_vouched_for(papers: Mapping[str, Any], channel: str, settings: Settings) -> bool:
     """Return whether a snapshot's papers satisfy the pinned keys. Nothing is checked again: the cache is believed.
 
-    A name of the built-in catalog needs no signature; see the rules in :mod:`mistral_fetch.trust`.
+    A name of the built-in catalog needs no signature; see the rules in :mod:`mistral_fetch.trust`. Where a bundle
+    brought the files, it is the catalog's only if that has the sha256 of each one.
     """
-    if not settings.trust_keys or (channel != MANIFEST and not settings.catalog):
+    if not settings.trust_keys:
+        return True
+    if channel != MANIFEST and not settings.catalog and ("carried_by" not in papers or _is_pinned(papers, channel)):
         return True
     record = papers.get("signature")
     if not isinstance(record, Mapping):
@@ -114,6 +126,25 @@ def is_vouched_for(papers: Mapping[str, Any], channel: str, settings: Settings) 
     kinds = {MANIFEST} if channel == MANIFEST else {MANIFEST, CATALOG}
     pinned = {f"sha256:{key.fingerprint}" for key in pinned_keys(settings)}
     return record.get("kind") in kinds and record.get("key") in pinned
+
+
+def _is_pinned(papers: Mapping[str, Any], channel: str) -> bool:
+    from mistral_fetch.catalog import load_catalog
+
+    pins = catalog_pins(load_catalog(), str(papers.get("ref", "")), channel) or []
+    pinned = {(pin.path, pin.sha256) for pin in pins}
+    files = papers.get("files")
+    return isinstance(files, list) and all((file.get("path"), file.get("sha256")) in pinned for file in files)
+
+
+def catalog_pins(catalog: Catalog, ref: str, channel: str) -> list[FileEntry] | None:
+    """Return what a catalog pins of a model that came by a channel; None where it does not have that."""
+    name, _, version = ref.partition("@")
+    try:
+        found = catalog.find(name, version or None).channel(channel)
+    except NotFoundError:
+        return None
+    return None if found is None else [pin.entry() for pin in getattr(found, "files", ())]
 
 
 def check_papers(
@@ -153,9 +184,7 @@ def _promised(signed: Signed, papers: Mapping[str, Any]) -> list[FileEntry]:
         return list(parse_metalink(signed.document).files)
     from mistral_fetch.catalog import parse_catalog
 
-    name, _, version = str(papers.get("ref", "")).partition("@")
-    channel = parse_catalog(signed.document).find(name, version or None).channel(str(papers.get("channel", "")))
-    pins = [] if channel is None else getattr(channel, "files", ())
+    pins = catalog_pins(parse_catalog(signed.document), str(papers.get("ref", "")), str(papers.get("channel", "")))
     # An archive, or a torrent, may hold more or fewer files than are pinned.
     held = {str(file.get("path")) for file in papers.get("files", []) if isinstance(file, dict)}
-    return [pin.entry() for pin in pins if pin.path in held]
+    return [pin for pin in pins or () if pin.path in held]

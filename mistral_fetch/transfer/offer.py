@@ -23,7 +23,7 @@ class Offer:
     are opened one after the other, each only when the one before has failed. ``scratch`` returns the directories
     of the opened sources' own state, removed with the partials once the model is complete. ``papers`` is what
     ``PROVENANCE.json`` says already, where a snapshot is repaired: repairing proves nothing new. ``signed`` is the
-    document that a pinned key vouches for.
+    document that a pinned key vouches for. ``carried_by`` is what brought the files where that was not their channel.
     """
 
     channel: str
@@ -33,6 +33,7 @@ class Offer:
     scratch: Callable[[], Sequence[Path]] = tuple
     papers: Mapping[str, Any] | None = None
     signed: Signed | None = None
+    carried_by: str = ""
 
 
 @dataclass(frozen=True)

@@ -91,6 +91,7 @@ def describe_provenance(
         "ref": ref_key,
         "channel": offer.channel,
         "identity": offer.identity,
+        **({"carried_by": offer.carried_by} if offer.carried_by else {}),
         "name": info.name,
         "version": info.version,
         "licence": info.licence,

@@ -32,6 +32,13 @@ COMMANDS = (
     "seed",
     "mirror",
     "mirror check",
+    "bundle create",
+    "bundle verify",
+    "bundle import",
+    "export hf",
+    "export gguf-source",
+    "export ollama",
+    "export oci",
     "doctor",
     "demo",
 )
