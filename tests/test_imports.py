@@ -58,6 +58,9 @@ ALLOWED = (
     Allowed("cli.mirror_check", "sources.*", "opens the client that the check asks with"),
     Allowed("simulators.seeder", "bittorrent.*", "a real seeder, as a process of its own"),
     Allowed("simulators.publisher", "publish.*", "publishes what it is told to serve"),
+    Allowed("vocabulary.api", "transfer.*", "the same functions as the command line, without one"),
+    Allowed("vocabulary.api", "store.*", "it looks at the cache as `path` and `verify` do"),
+    Allowed("vocabulary.api", "sources.base", "for StopSignal alone"),
     Allowed("vocabulary.__main__", "cli.app", "`python -m mistral_fetch` is the command line"),
 )
 

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from mistral_fetch import __version__
 from mistral_fetch.cli import (
     cache,
     compare,
@@ -28,6 +27,7 @@ from mistral_fetch.cli import (
 from mistral_fetch.cli.options import show_error
 from mistral_fetch.cli.terminal import open_missing_streams, write_err
 from mistral_fetch.errors import ExitCode, UsageError
+from mistral_fetch.version import __version__
 
 _EPILOG = "Documentation: docs/ in the source. Exit codes: docs/exit-codes.md."
 

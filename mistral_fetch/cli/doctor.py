@@ -12,10 +12,10 @@ from pathlib import Path
 
 import typer
 
-from mistral_fetch import __version__
 from mistral_fetch.cli.options import FrontEnd, command
 from mistral_fetch.errors import MistralFetchError
 from mistral_fetch.units import format_size
+from mistral_fetch.version import __version__
 
 _PACKAGES = ("httpx", "libtorrent", "torch", "safetensors", "sentencepiece", "mistral-common")
 # Whether these are set is worth knowing; their values may hold credentials.
