@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 from mistral_fetch.cli import (
     cache,
     compare,
+    config,
     demo,
     doctor,
     fetch,
@@ -87,6 +88,7 @@ _GROUPS = (
     mirror,
     mirror_check,
     doctor,
+    config,
     demo,
 )
 for group in _GROUPS:

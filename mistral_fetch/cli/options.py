@@ -42,6 +42,7 @@ SHARED_OPTIONS = {
     "offline": Annotated[bool | None, typer.Option("--offline", help="Never open a socket.")],
     "home": Annotated[str | None, typer.Option("--home", help="The cache's directory.", metavar="DIR")],
 }
+# Settings that a flag of the same name sets as it is.
 _FLAGS = (
     "home",
     "offline",
@@ -295,6 +296,10 @@ def show_error(error: MistralFetchError, *, is_json: bool) -> None:
         write_out(json.dumps({"error": fields}, ensure_ascii=False))
         return
     write_err(f"error: {what}\n  {detail}\n  {hint}")
+
+
+# Every setting that some command has a flag for.
+FLAGS = frozenset({*_FLAGS, "via", "peers", "trust_keys", "listen"})
 
 
 def _front_end(common: dict[str, Any]) -> FrontEnd:

@@ -27,6 +27,12 @@ COMMANDS = (
     "mirror",
     "mirror check",
     "doctor",
+    "config",
+    "config path",
+    "config get",
+    "config set",
+    "config unset",
+    "config explain",
     "demo",
 )
 
