@@ -21,6 +21,7 @@ from mistral_fetch import __version__
 
 ROOT = Path(__file__).parents[1]
 MAX_WHEEL_BYTES = 6_000_000
+MANUAL = f"mistral_fetch-{__version__}.data/data/share/man/man1/mistral-fetch.1"
 MUST_HOLD = (
     "mistral_fetch/__init__.py",
     "mistral_fetch/py.typed",
@@ -67,7 +68,7 @@ def environment(wheel, tmp_path_factory):
     def execute(program, *arguments):
         return run(folder / "bin" / program, *arguments, cwd=folder, env=env).stdout
 
-    execute.packages = packages
+    execute.packages, execute.folder = packages, folder
     return execute
 
 
@@ -78,7 +79,9 @@ def test_holds_exactly_two_packages(wheel):
         "mistral_fetch",
         "mistral_runtime",
         f"mistral_fetch-{__version__}.dist-info",
+        f"mistral_fetch-{__version__}.data",  # the manual page alone
     }
+    assert [name for name in names if ".data/" in name] == [MANUAL]
     assert [name for name in MUST_HOLD if name not in names] == []
     assert [name for name in names if re.search(r"__pycache__|\.pyc$|/tests?/|\.so$", name)] == []
 
@@ -114,6 +117,11 @@ def test_version_and_help(environment):
     assert environment("mistral-fetch", "--help").startswith("Usage: mistral-fetch ")
     assert environment("python", "-m", "mistral_fetch", "--version") == f"mistral-fetch {__version__}\n"
     assert "generate" in environment("python", "-m", "mistral_runtime", "--help")
+
+
+def test_the_manual_page_lies_where_man_looks(environment):
+    page = environment.folder / "share" / "man" / "man1" / "mistral-fetch.1"
+    assert page.read_bytes() == (ROOT / "docs" / "mistral-fetch.1").read_bytes()
 
 
 def test_the_catalog_came_along(environment):

@@ -33,6 +33,7 @@ COMMANDS = (
     "config set",
     "config unset",
     "config explain",
+    "completion",
     "demo",
 )
 
