@@ -80,7 +80,7 @@ def as_toml(name: str, value: str) -> str:
     if isinstance(parsed, bool):
         return str(parsed).lower()
     if isinstance(parsed, tuple):
-        return f"[{', '.join(map(_string, parsed or _none_of(name)))}]"
+        return f"[{', '.join(_string(str(item)) for item in parsed or _none_of(name))}]"
     if isinstance(parsed, int | float) and re.fullmatch(r"\d{1,15}(\.\d+)?", value.strip()):
         return value.strip()
     return _string(_from_anywhere(value) if name in _PATHS else value)

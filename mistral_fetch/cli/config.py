@@ -154,7 +154,7 @@ def _plain(front: FrontEnd, name: str) -> Any:
 def _jsonable(value: Any) -> Any:
     if isinstance(value, Assurance):
         return value.label
-    return str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+    return str(value) if isinstance(value, Path) else list(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _shown(front: FrontEnd, name: str) -> str:
