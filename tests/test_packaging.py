@@ -131,5 +131,5 @@ def test_the_catalog_came_along(environment):
 
 def test_doctor_finds_the_runtime(environment):
     report = environment("mistral-fetch", "doctor")
-    assert f"ok  program      mistral-fetch {__version__}" in report
+    assert f"ok   program       mistral-fetch {__version__}" in report
     assert "can run models" in report
