@@ -5,7 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import os
+import socket
 import subprocess
+import threading
 import time
 from contextlib import contextmanager
 from dataclasses import replace
@@ -14,6 +16,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from mistral_fetch.bittorrent.bencode import decode, encode
 from mistral_fetch.cli import doctor_disk, doctor_machine, doctor_network
 from mistral_fetch.cli.doctor_report import FAIL, OK, WARN, Redactor, examine
 from mistral_fetch.config import Settings
@@ -406,8 +409,6 @@ def test_a_clock_that_is_not_the_hub_s(monkeypatch, tmp_path):
 
 
 def test_a_port_that_is_taken(tmp_path):
-    import socket
-
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen(1)
@@ -421,6 +422,47 @@ def test_a_dht_where_nobody_answers(tmp_path):
     found = doctor_network.dht(settings, timeout_seconds=0.5)
     assert (found.state, found.facts) == (WARN, {"nodes": 0})
     assert doctor_network.dht(replace(settings, proxy="socks5://p:1")).state == WARN
+
+
+class DhtNode:
+    """A node of a DHT on loopback: answers every query with the nodes that it knows (BEP 5)."""
+
+    def __init__(self, host, identity, nodes=b""):
+        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self.socket.bind((host, 0))
+        self.host, self.port = self.socket.getsockname()
+        self.compact = identity + socket.inet_aton(host) + self.port.to_bytes(2, "big")
+        self._reply = {b"id": identity, b"nodes": nodes}
+        self._thread = threading.Thread(target=self._serve)
+        self._thread.start()
+
+    def _serve(self):
+        while True:
+            query, asker = self.socket.recvfrom(2048)
+            if not query:
+                return
+            answer = {b"t": decode(query)[b"t"], b"y": b"r", b"r": self._reply}
+            self.socket.sendto(encode(answer), asker)
+
+    def close(self):
+        """Stop answering."""
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as last:
+            last.sendto(b"", (self.host, self.port))
+        self._thread.join()
+        self.socket.close()
+
+
+def test_a_dht_that_answers(tmp_path):
+    second = DhtNode("127.0.0.2", b"z" * 20)
+    first = DhtNode("127.0.0.1", b"a" * 20, second.compact)
+    try:
+        nodes, listen = (f"127.0.0.1:{first.port}",), ("127.0.0.1:0",)
+        settings = Settings(home=tmp_path, dht=True, dht_nodes=nodes, listen=listen)
+        found = doctor_network.dht(settings, timeout_seconds=20)
+        assert (found.state, found.facts) == (OK, {"nodes": 1})
+    finally:
+        first.close()
+        second.close()
 
 
 # A model
