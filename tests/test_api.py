@@ -14,6 +14,7 @@ import pytest
 
 import mistral_fetch
 from mistral_fetch import Model, Stop, ensure, path, verify
+from mistral_fetch.api import _Listener
 from mistral_fetch.errors import (
     AssuranceTooLow,
     ConfigError,
@@ -22,7 +23,7 @@ from mistral_fetch.errors import (
     NotInCache,
     OfflineRefused,
 )
-from mistral_fetch.events import SnapshotReady
+from mistral_fetch.events import Notice, SnapshotReady
 from mistral_fetch.simulators.publisher import PublisherSimulator
 from mistral_fetch.version import __version__
 
@@ -86,14 +87,23 @@ def test_progress_is_two_numbers_that_never_go_back(mirror):
     assert SnapshotReady(str(model.directory), model.content_digest) in events
 
 
-def test_callbacks_come_one_at_a_time(mirror):
-    busy = threading.Lock()
+def test_callbacks_come_one_at_a_time():
+    """While one is told something, a second thread that has something to tell waits."""
+    seen = []
 
-    def once(_event):
-        assert busy.acquire(blocking=False)
-        busy.release()
+    def tell(event):
+        seen.append(event.text)
+        if event.text == "first":
+            second.start()
+            second.join(0.2)
+            assert second.is_alive()
 
-    ensure(mirror.url("model.meta4"), on_event=once)
+    listener = _Listener(None, tell, Stop())
+    second = threading.Thread(target=listener, args=(Notice("second"),))
+    with listener:
+        listener(Notice("first"))
+        second.join()
+    assert seen == ["first", "second"]
 
 
 def test_what_a_callback_raises_ends_the_transfer_and_comes_out(mirror, own_home):
