@@ -30,8 +30,9 @@ fix: $(STAMP)  ## Repair what lint and formatting can repair
 	$(BIN)/ruff check --fix $(CODE)
 	$(BIN)/ruff format $(CODE)
 
-docs: $(STAMP)  ## Regenerate the command-line reference
+docs: $(STAMP)  ## Regenerate the command-line reference and the manual page
 	$(BIN)/python tools/generate_cli_reference.py
+	$(BIN)/python tools/generate_man_page.py
 
 bench: $(STAMP)  ## Say what each file in benchmarks/ measures, and how to run it
 	@for file in $$(grep -l __main__ benchmarks/*.py); do echo "$(BIN)/python $$file"; sed -n '1s/"""/    /gp' $$file; done

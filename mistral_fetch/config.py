@@ -123,18 +123,19 @@ def load_settings(flags: Mapping[str, Any], environment: Mapping[str, str] | Non
     for field in fields(Settings):
         name, variable = field.name, ENVIRONMENT_PREFIX + field.name.upper()
         if flags.get(name) is not None:
-            chosen[name], origins[name] = _parse(name, flags[name], _flag(name)), "flag"
+            chosen[name], origins[name] = parse_setting(name, flags[name], flag_of(name)), "flag"
         elif environment.get(variable, "") != "":
-            chosen[name], origins[name] = _parse(name, environment[variable], variable), "environment"
+            chosen[name], origins[name] = parse_setting(name, environment[variable], variable), "environment"
         elif name in file_values:
-            chosen[name], origins[name] = _parse(name, file_values[name], f"{name} in {file}"), str(file)
+            chosen[name], origins[name] = parse_setting(name, file_values[name], f"{name} in {file}"), str(file)
         else:
             origins[name] = "default"
     chosen.setdefault("home", _default_home())
     return LoadedSettings(Settings(**chosen), origins)
 
 
-def _flag(name: str) -> str:
+def flag_of(name: str) -> str:
+    """Return the flag of a setting, where there is one."""
     repeated = {"peers": "--peer", "trust_keys": "--trust-key"}
     return repeated.get(name, f"--{name.replace('_', '-')}")
 
@@ -145,14 +146,18 @@ def _default_home() -> Path:
     return user_cache_path("mistral-fetch", appauthor=False)
 
 
-def _load_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
-    named = environment.get(ENVIRONMENT_PREFIX + "CONFIG", "")
+def config_path(environment: Mapping[str, str] | None = None) -> Path:
+    """Return where ``config.toml`` lies, or would."""
+    named = (os.environ if environment is None else environment).get(ENVIRONMENT_PREFIX + "CONFIG", "")
     if named:
-        path = Path(os.path.expanduser(named))  # noqa: PTH111 - pathlib fails on an unknown ~user
-    else:
-        from platformdirs import user_config_path
+        return Path(os.path.expanduser(named))  # noqa: PTH111 - pathlib fails on an unknown ~user
+    from platformdirs import user_config_path
 
-        path = user_config_path("mistral-fetch", appauthor=False) / "config.toml"
+    return user_config_path("mistral-fetch", appauthor=False) / "config.toml"
+
+
+def _load_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
+    named, path = environment.get(ENVIRONMENT_PREFIX + "CONFIG", ""), config_path(environment)
     try:
         with path.open("rb") as file:
             data = file.read(MAX_CONFIG_BYTES + 1)
@@ -169,15 +174,31 @@ def _load_file(environment: Mapping[str, str]) -> tuple[Path, dict[str, Any]]:
         raise _bad_file(path, str(error)) from error
     if len(data) > MAX_CONFIG_BYTES:
         raise _bad_file(path, f"expected at most {MAX_CONFIG_BYTES} bytes, got more")
-    values = _parse_toml(path, text)
-    known = {field.name for field in fields(Settings)}
+    values = parse_settings_text(path, text)
+    known = sorted(field.name for field in fields(Settings))
     for name in values:
         if name not in known:
-            raise _bad_file(path, f"expected one of {', '.join(sorted(known))}, got {name!r}")
+            raise _unknown_key(path, name, known)
     return path, values
 
 
-def _parse_toml(path: Path, text: str) -> dict[str, Any]:
+def _unknown_key(path: Path, name: str, known: list[str]) -> ConfigError:
+    import difflib
+
+    near = " or ".join(difflib.get_close_matches(name, known, n=2))
+    return ConfigError(
+        f"the configuration file {path} cannot be used",
+        detail=f"expected one of {', '.join(known)}, got {name!r}",
+        hint=f"did you mean {near}? correct or remove {name}" if near else f"remove {name} from it",
+    )
+
+
+def parse_settings_text(path: Path | str, text: str) -> dict[str, Any]:
+    """Return what the text of ``config.toml`` says; whether there are such settings is not asked.
+
+    Raises:
+        ConfigError: It is not TOML; the error names ``path``.
+    """
     from mistral_fetch.strict_json import UnexpectedJson
     from mistral_fetch.strict_toml import decode_toml
 
@@ -187,11 +208,16 @@ def _parse_toml(path: Path, text: str) -> dict[str, Any]:
         raise _bad_file(path, f"expected {error.expected}, got: {error.actual}") from error
 
 
-def _bad_file(path: Path, detail: str) -> ConfigError:
+def _bad_file(path: Path | str, detail: str) -> ConfigError:
     return ConfigError(f"the configuration file {path} cannot be used", detail=detail, hint="correct or remove it")
 
 
-def _parse(name: str, value: Any, where: str) -> Any:
+def parse_setting(name: str, value: Any, where: str) -> Any:
+    """Return a setting's value as the program uses it.
+
+    Raises:
+        ConfigError: It cannot be used; the error names ``where``.
+    """
     parser = _PARSERS[name]
     try:
         return parser(value)

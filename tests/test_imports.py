@@ -66,9 +66,13 @@ ALLOWED = (
     Allowed("cli.*", "store.*", "the cache commands look at the cache itself"),
     Allowed("cli.*", "bittorrent.*", "seed tells people of torrents"),
     Allowed("cli.*", "sources.base", "for StopSignal alone: Ctrl-C stops a transfer through it"),
+    Allowed("cli.doctor_*", "sources.*", "asks the hub as a pull would, and names hosts as it does"),
     Allowed("cli.mirror_check", "sources.*", "opens the client that the check asks with"),
     Allowed("simulators.seeder", "bittorrent.*", "a real seeder, as a process of its own"),
     Allowed("simulators.publisher", "publish.*", "publishes what it is told to serve"),
+    Allowed("vocabulary.api", "transfer.*", "the same functions as the command line, without one"),
+    Allowed("vocabulary.api", "store.*", "it looks at the cache as `path` and `verify` do"),
+    Allowed("vocabulary.api", "sources.base", "for StopSignal alone"),
     Allowed("vocabulary.__main__", "cli.app", "`python -m mistral_fetch` is the command line"),
 )
 
@@ -172,6 +176,7 @@ NETWORK_USERS = {
     "mistral_fetch.publish.listen": {"socket"},  # what seed, mirror and the status endpoint listen on
     "mistral_fetch.publish.notify": {"socket"},  # datagrams to systemd
     "mistral_fetch.publish.status": {"http"},  # the status endpoint
+    "mistral_fetch.cli.doctor_network": {"ssl"},  # loads the certificates that would count
     "mistral_fetch.simulators.*": {"http", "socket", "socketserver", "ssl"},
     "mistral_runtime.serve.engine_child": {"asyncio", "socket"},  # a pair of sockets, to the engine's process
     "mistral_runtime.serve.engine_client": {"asyncio"},

@@ -21,6 +21,7 @@ from mistral_fetch import __version__
 
 ROOT = Path(__file__).parents[1]
 MAX_WHEEL_BYTES = 6_000_000
+MANUAL = f"mistral_fetch-{__version__}.data/data/share/man/man1/mistral-fetch.1"
 MUST_HOLD = (
     "mistral_fetch/__init__.py",
     "mistral_fetch/py.typed",
@@ -68,7 +69,7 @@ def environment(wheel, tmp_path_factory):
     def execute(program, *arguments):
         return run(folder / "bin" / program, *arguments, cwd=folder, env=env).stdout
 
-    execute.packages = packages
+    execute.packages, execute.folder = packages, folder
     return execute
 
 
@@ -79,7 +80,9 @@ def test_holds_exactly_two_packages(wheel):
         "mistral_fetch",
         "mistral_runtime",
         f"mistral_fetch-{__version__}.dist-info",
+        f"mistral_fetch-{__version__}.data",  # the manual page alone
     }
+    assert [name for name in names if ".data/" in name] == [MANUAL]
     assert [name for name in MUST_HOLD if name not in names] == []
     assert [name for name in names if re.search(r"__pycache__|\.pyc$|/tests?/|\.so$", name)] == []
 
@@ -117,6 +120,11 @@ def test_version_and_help(environment):
     assert "generate" in environment("python", "-m", "mistral_runtime", "--help")
 
 
+def test_the_manual_page_lies_where_man_looks(environment):
+    page = environment.folder / "share" / "man" / "man1" / "mistral-fetch.1"
+    assert page.read_bytes() == (ROOT / "docs" / "mistral-fetch.1").read_bytes()
+
+
 def test_the_catalog_came_along(environment):
     assert "mistral-7b@v0.1" in environment("mistral-fetch", "list", "--catalog")
     assert "Apache-2.0" in environment("mistral-fetch", "show", "mistral-7b")
@@ -124,5 +132,5 @@ def test_the_catalog_came_along(environment):
 
 def test_doctor_finds_the_runtime(environment):
     report = environment("mistral-fetch", "doctor")
-    assert f"ok  program      mistral-fetch {__version__}" in report
+    assert f"ok   program       mistral-fetch {__version__}" in report
     assert "can run models" in report

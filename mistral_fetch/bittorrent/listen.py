@@ -73,11 +73,12 @@ def missing_interfaces(interfaces: str) -> list[str]:
 
 def _interface(address: ListenAddress) -> str:
     ports = range(address.first_port, address.last_port + 1)
-    port = next((port for port in ports if _is_free(address.host, port)), address.first_port)
+    port = next((port for port in ports if is_free(address.host, port)), address.first_port)
     return f"[{address.host}]:{port}" if ":" in address.host else f"{address.host}:{port}"
 
 
-def _is_free(host: str, port: int) -> bool:
+def is_free(host: str, port: int) -> bool:
+    """Return whether peers could be listened for there now; port 0 asks for any."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         with socket.socket(family) as probe:

@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from mistral_fetch import system
 from mistral_fetch.bittorrent.metainfo import Metainfo, TorrentFile
 from mistral_fetch.spans import Span
 from mistral_fetch.units import MIB
@@ -174,14 +175,14 @@ class ReadBack:
 
     def _update(self, hasher: hashlib._Hash, path: Path, span: Span) -> None:
         try:
-            descriptor = os.open(path, os.O_RDONLY)
+            descriptor = os.open(path, system.READ)
         except FileNotFoundError:
             return  # another program took it away: the hash is then a wrong one
         try:
             position = span.start
             while position < span.end:
                 view = self._buffer[: min(READ_BYTES, span.end - position)]
-                length = os.preadv(descriptor, [view], position)
+                length = system.read_into(descriptor, view, position)
                 if length == 0:
                     break
                 hasher.update(view[:length])
@@ -204,7 +205,7 @@ class ReadBack:
 
 def _first_hole(path: Path) -> int:
     """Return up to where a file has data; its size where the file system does not tell."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, system.READ)
     try:
         size = os.fstat(descriptor).st_size
         if size == 0 or not hasattr(os, "SEEK_HOLE"):

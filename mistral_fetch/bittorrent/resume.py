@@ -8,11 +8,11 @@ byte of the next run. Where anything differs there is no record, and every piece
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mistral_fetch import system
 from mistral_fetch.bittorrent.metainfo import Metainfo
 from mistral_fetch.store.durable import boot_id, disk_errors, fsync_directory, make_directory, write_durably
 from mistral_fetch.units import MIB
@@ -73,11 +73,7 @@ def sync_files(data_paths: Mapping[int, Path]) -> None:
     """
     for path in data_paths.values():
         with disk_errors("syncing a download", path):
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            system.sync_path(path)
 
 
 def _read(path: Path) -> dict[str, object]:

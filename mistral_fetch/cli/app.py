@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
-from mistral_fetch import __version__
 from mistral_fetch.cli import (
     bundle,
     cache,
     compare,
+    completion,
+    config,
     demo,
     doctor,
     export,
@@ -32,9 +34,11 @@ from mistral_fetch.cli import (
     sign,
     sync,
 )
+from mistral_fetch.cli.complete import without_help
 from mistral_fetch.cli.options import show_error
 from mistral_fetch.cli.terminal import open_missing_streams, write_err
 from mistral_fetch.errors import ExitCode, UsageError
+from mistral_fetch.version import __version__
 
 _EPILOG = "Documentation: docs/ in the source. Exit codes: docs/exit-codes.md."
 
@@ -51,6 +55,11 @@ class _Commands(TyperGroup):
             return two_words, self.commands[two_words], args[2:]
         return super().resolve_command(ctx, args)
 
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Offer first words only; the second ones are offered behind them."""
+        items = without_help(super().shell_complete(ctx, incomplete))
+        return [item for item in items if " " not in item.value]
+
 
 app = typer.Typer(
     name="mistral-fetch",
@@ -58,7 +67,7 @@ app = typer.Typer(
     help="Download, verify, keep, share and run open-weight models, Mistral 7B first.",
     epilog=_EPILOG,
     no_args_is_help=True,
-    add_completion=True,
+    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -101,6 +110,8 @@ _GROUPS = (
     bundle,
     export,
     doctor,
+    config,
+    completion,
     demo,
 )
 for group in _GROUPS:
@@ -110,6 +121,11 @@ for group in _GROUPS:
 def main() -> None:
     """Run the command line; errors in it look like all others, so that scripts need to know one form only."""
     open_missing_streams()
+    if "_MISTRAL_FETCH_COMPLETE" in os.environ:
+        # The shells' protocols, which no other run needs.
+        from typer.completion import completion_init  # type: ignore[attr-defined]
+
+        completion_init()
     try:
         code = app(prog_name="mistral-fetch", standalone_mode=False)
     except _ClickUsageError as error:

@@ -1,156 +1,74 @@
-"""``doctor``: one paste-able report on this machine, with no secrets in it and no network used."""
+"""``doctor``: one paste-able report on this machine. Secrets are taken out; without --network no socket is opened."""
 
 from __future__ import annotations
 
-import os
-import platform
-import shutil
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from typing import Annotated
 
 import typer
 
-from mistral_fetch import __version__
+from mistral_fetch.cli.doctor_report import FAIL, Finding, Redactor, as_fields, as_text, examine
 from mistral_fetch.cli.options import FrontEnd, command
-from mistral_fetch.errors import MistralFetchError
-from mistral_fetch.units import format_size
-
-_PACKAGES = ("httpx", "libtorrent", "torch", "safetensors", "sentencepiece", "mistral-common")
-# Whether these are set is worth knowing; their values may hold credentials.
-_VARIABLES = (
-    "HF_TOKEN",
-    "HF_ENDPOINT",
-    "HF_HOME",
-    "HTTP_PROXY",
-    "HTTPS_PROXY",
-    "ALL_PROXY",
-    "NO_PROXY",
-    "SSL_CERT_FILE",
-)
 
 
 def register(app: typer.Typer) -> None:
     """Add this group's commands."""
-    command(app, "doctor", epilog="Exit codes: 0 a model can be fetched and run here, 1 something is missing.")(doctor)
+    command(
+        app, "doctor", transfer=True, epilog="Exit codes: 0 a model can be fetched and run here, 1 something failed."
+    )(doctor)
 
 
-def doctor(front: FrontEnd) -> int:
-    """Report on this machine: cache, disk, packages, runtime, threads. Opens no socket and prints no secret."""
-    checks = {
-        "program": _program,
-        "cache": lambda: _cache(front.settings.home),
-        "disk": lambda: _disk(front.settings.home, front.settings.disk_reserve),
-        "links": lambda: _links(front.settings.home),
-        "locks": lambda: _locks(front.settings.home),
-        "packages": _packages,
-        "runtime": lambda: _runtime(front.settings.python),
-        "threads": _threads,
-        "environment": _environment,
+def doctor(
+    front: FrontEnd,
+    refs: Annotated[
+        list[str] | None, typer.Argument(metavar="REF...", help="Also: what would be fetched from where.")
+    ] = None,
+    network: Annotated[
+        bool, typer.Option("--network", help="Also ask the hub, try the ports and join the DHT.")
+    ] = False,
+) -> int:
+    """Report on this machine, fit to be pasted anywhere: no secret, no name; no socket unless asked."""
+    redact = Redactor()
+    findings = {name: examine(check) for name, check in _checks(front, network=network).items()}
+    for text in refs or []:
+        findings[text] = examine(partial(_model, front, text, network=network))
+    front.result(redact.all(as_fields(findings)), redact(as_text(findings)))
+    return 1 if any(found.state == FAIL for found in findings.values()) else 0
+
+
+def _checks(front: FrontEnd, *, network: bool) -> dict[str, Callable[[], Finding]]:
+    from mistral_fetch.cli import doctor_disk, doctor_machine, doctor_network
+
+    settings, home = front.settings, front.settings.home
+    runtime, machine = doctor_machine.runtime(settings.python)
+    checks: dict[str, Callable[[], Finding]] = {
+        "program": doctor_machine.program,
+        "cache": lambda: doctor_disk.cache(home),
+        "disk": lambda: doctor_disk.disk(home, settings.disk_reserve),
+        "writes": lambda: doctor_disk.writes(home),
+        "links": lambda: doctor_disk.links(home),
+        "locks": lambda: doctor_disk.locks(home),
+        "names": lambda: doctor_disk.names(home),
+        "clock": lambda: doctor_disk.clock(home),
+        "packages": doctor_machine.packages,
+        "runtime": lambda: runtime,
+        "memory": lambda: doctor_machine.memory(machine),
+        "threads": doctor_machine.threads,
+        "proxy": lambda: doctor_network.proxy(settings),
+        "certificates": lambda: doctor_network.certificates(settings),
+        "environment": doctor_machine.environment,
     }
-    report = {name: _run(check) for name, check in checks.items()}
-    width = max(map(len, report))
-    lines = [f"{'ok ' if good else 'BAD'} {name.ljust(width)}  {text}" for name, (good, text) in report.items()]
-    fields = {name: {"ok": good, "detail": text} for name, (good, text) in report.items()}
-    front.result(fields, "\n".join(lines))
-    return 0 if all(good for good, _ in report.values()) else 1
+    if network:
+        checks |= {
+            "hub": lambda: doctor_network.hub(settings),
+            "ports": lambda: doctor_network.ports(settings),
+            "dht": lambda: doctor_network.dht(settings),
+        }
+    return checks
 
 
-def _run(check: Callable[[], str]) -> tuple[bool, str]:
-    try:
-        return True, check()
-    except MistralFetchError as error:
-        return False, f"{error.what}; {error.detail}; {error.hint}"
-    except OSError as error:
-        return False, str(error)
+def _model(front: FrontEnd, text: str, *, network: bool) -> Finding:
+    from mistral_fetch.cli.doctor_plan import model
 
-
-def _program() -> str:
-    return f"mistral-fetch {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"
-
-
-def _cache(home: Path) -> str:
-    from mistral_fetch.cli.render import count
-    from mistral_fetch.store.layout import Layout
-    from mistral_fetch.store.snapshots import list_refs
-
-    layout = Layout(home)
-    layout.check_version()
-    if home.exists() and not home.is_dir():
-        raise NotADirectoryError(f"{home} is not a directory; choose another cache with --home DIR")
-    return f"{home}, {count(len(list_refs(layout)), 'model')}" if home.is_dir() else f"{home}, not made yet"
-
-
-def _existing(home: Path) -> Path:
-    return next(path for path in (home, *home.parents) if path.is_dir())
-
-
-def _disk(home: Path, reserve_bytes: int) -> str:
-    directory = _existing(home)
-    if not os.access(directory, os.W_OK):
-        raise PermissionError(f"{directory} is not writable; choose another cache with --home DIR")
-    free = shutil.disk_usage(directory).free
-    if free < reserve_bytes:
-        needed = format_size(reserve_bytes)
-        raise OSError(f"{format_size(free)} free in {directory}, less than the reserve of {needed}; free some space")
-    return f"{format_size(free)} free"
-
-
-def _links(home: Path) -> str:
-    """Try what snapshots need: symbolic links, else hard links, else copies."""
-    with tempfile.TemporaryDirectory(dir=_existing(home), prefix=".mistral-fetch-doctor-") as folder:
-        target = Path(folder, "target")
-        target.write_bytes(b"x")
-        link = Path(folder, "link")
-        for name, make in (("symbolic links", link.symlink_to), ("hard links", link.hardlink_to)):
-            try:
-                make(target)
-            except OSError:
-                continue
-            return name
-    return "neither symbolic nor hard links: files will be copied"
-
-
-def _locks(home: Path) -> str:
-    from mistral_fetch.store.lock import locked
-
-    with tempfile.TemporaryDirectory(dir=_existing(home), prefix=".mistral-fetch-doctor-") as folder:
-        path = Path(folder, "lock")
-        with locked(path, "doctor", 1.0, lambda _owner: None, lambda: None):
-            try:
-                with locked(path, "doctor", 0.0, lambda _owner: None, lambda: None):
-                    return "flock does not exclude here (a network file system?); pulls stay correct without it"
-            except MistralFetchError:
-                return "flock works"
-
-
-def _packages() -> str:
-    import importlib.metadata  # brings the whole email package along
-
-    found = []
-    for package in _PACKAGES:
-        try:
-            found.append(f"{package} {importlib.metadata.version(package)}")
-        except importlib.metadata.PackageNotFoundError:
-            found.append(f"{package} missing")
-    return ", ".join(found)
-
-
-def _runtime(configured: str) -> str:
-    from mistral_fetch.launch.locate import find_interpreter
-
-    return f"{find_interpreter(configured).executable} can run models"
-
-
-def _threads() -> str:
-    from mistral_fetch.launch.cpu import usable_threads
-
-    return f"{usable_threads()} usable of {os.cpu_count()} cores"
-
-
-def _environment() -> str:
-    names = [name for name in _VARIABLES if os.environ.get(name) or os.environ.get(name.lower())]
-    ours = sorted(name for name in os.environ if name.startswith("MISTRAL_FETCH_"))
-    inside = "in a virtual environment" if sys.prefix != sys.base_prefix else "outside a virtual environment"
-    return f"{inside}; set: {', '.join([*names, *ours]) or 'nothing'}"
+    return model(front, text, may_ask=network)

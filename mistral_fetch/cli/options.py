@@ -21,6 +21,7 @@ from typing import Annotated, Any
 import typer
 
 from mistral_fetch.cli.choices import ProgressMode, Via
+from mistral_fetch.cli.complete import Command, complete_ref
 from mistral_fetch.cli.paths import local_directory
 from mistral_fetch.cli.terminal import json_line, printable_lines, silence, write_err
 from mistral_fetch.config import Settings, load_settings
@@ -42,6 +43,7 @@ SHARED_OPTIONS = {
     "offline": Annotated[bool | None, typer.Option("--offline", help="Never open a socket.")],
     "home": Annotated[str | None, typer.Option("--home", help="The cache's directory.", metavar="DIR")],
 }
+# Settings that a flag of the same name sets as it is.
 _FLAGS = (
     "home",
     "offline",
@@ -216,6 +218,7 @@ def command(
             raise typer.Exit(_run_safely(function, common, given))
 
         own = list(inspect.signature(function, eval_str=True).parameters.values())[1:]
+        _offer_refs(own)
         added = [
             inspect.Parameter(
                 option, inspect.Parameter.KEYWORD_ONLY, default=_SHARED_DEFAULTS.get(option), annotation=annotation
@@ -226,10 +229,18 @@ def command(
         run.__signature__ = inspect.Signature([*keyword_only, *added])  # type: ignore[attr-defined]
         run.__doc__ = function.__doc__
         # Without a short help of its own, a command's line in the list would be cut in the middle of a sentence.
-        app.command(name, short_help=run.__doc__, epilog=epilog or None, hidden=hidden)(run)
+        app.command(name, cls=Command, short_help=run.__doc__, epilog=epilog or None, hidden=hidden)(run)
         return run
 
     return decorate
+
+
+def _offer_refs(parameters: list[inspect.Parameter]) -> None:
+    """Let the shell complete every argument that is shown as REF, whichever command it is of."""
+    for parameter in parameters:
+        for told in getattr(parameter.annotation, "__metadata__", ()):
+            if (getattr(told, "metavar", None) or "").startswith("REF"):
+                told.autocompletion = complete_ref
 
 
 def _run_safely(function: Callable[..., int | None], common: dict[str, Any], given: dict[str, Any]) -> int:
@@ -295,6 +306,10 @@ def show_error(error: MistralFetchError, *, is_json: bool) -> None:
         write_out(json.dumps({"error": fields}, ensure_ascii=False))
         return
     write_err(f"error: {what}\n  {detail}\n  {hint}")
+
+
+# Every setting that some command has a flag for.
+FLAGS = frozenset({*_FLAGS, "via", "peers", "trust_keys", "listen"})
 
 
 def _front_end(common: dict[str, Any]) -> FrontEnd:

@@ -14,13 +14,18 @@ if TYPE_CHECKING:
 
 def print_plans(front: FrontEnd, refs: list[str], *, refresh: bool) -> int:
     """Print what a pull would do; the exit code is that of the first model it would refuse, else 0."""
-    plans = [_plan(front, text, refresh=refresh) for text in refs]
+    plans = [plan_pull(front, text, refresh=refresh) for text in refs]
     fields = [_fields(front, plan) for plan in plans]
     front.result(fields[0] if len(fields) == 1 else fields, "\n\n".join(_text(front, plan) for plan in plans))
     return next((int(plan.refusal.exit_code) for plan in plans if plan.refusal is not None), 0)
 
 
-def _plan(front: FrontEnd, text: str, *, refresh: bool) -> Preview:
+def plan_pull(front: FrontEnd, text: str, *, refresh: bool) -> Preview:
+    """Return what a pull would do, asking for descriptions but for no content.
+
+    Raises:
+        MistralFetchError: The pull would end in it before there is anything to plan with.
+    """
     from mistral_fetch.sources.base import StopSignal
     from mistral_fetch.store.layout import Layout
     from mistral_fetch.transfer.channels import Job

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 from pathlib import Path
+
+from mistral_fetch import system
 
 
 def usable_threads(cgroup_root: Path = Path("/sys/fs/cgroup"), own_cgroup: Path = Path("/proc/self/cgroup")) -> int:
@@ -12,7 +13,7 @@ def usable_threads(cgroup_root: Path = Path("/sys/fs/cgroup"), own_cgroup: Path 
 
     PyTorch counts the machine's cores; in a container with a quota its threads would then throttle each other.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = system.usable_cores()
     quota = _quota(cgroup_root, own_cgroup)
     return max(1, min(cores, math.ceil(quota)) if quota else cores)
 

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TypeVar
 
+from mistral_fetch import system
 from mistral_fetch.errors import ExitCode, RuntimeFailed
 from mistral_fetch.launch.cpu import usable_threads
 from mistral_fetch.launch.locate import Interpreter
@@ -162,7 +163,7 @@ def _terminal_tells_both() -> bool:
     Then the runtime must not hear it twice: in a chat, once stops an answer and twice leaves.
     """
     try:
-        terminal = os.open("/dev/tty", os.O_RDONLY | os.O_NOCTTY)
+        terminal = os.open("/dev/tty", os.O_RDONLY | system.NO_TERMINAL)
     except OSError:
         return False
     try:

@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from mistral_fetch import system
 from mistral_fetch.bittorrent import merkle
 from mistral_fetch.bittorrent.create import HashedFile
 from mistral_fetch.errors import PublishError
@@ -88,7 +89,7 @@ def hash_files(
     ordered = sorted(files, key=lambda file: (-file.size, file.path))
     plain = _PlainPieces(piece_length)
     digests = []
-    with ThreadPoolExecutor(min(_usable_cores(), MAX_HASHING_THREADS)) as pool:
+    with ThreadPoolExecutor(min(system.usable_cores(), MAX_HASHING_THREADS)) as pool:
         for file in ordered:
             pads = file.path != last_in_tree
             digests.append(_FilePass(file, piece_length, plain, pads).run(pool, progress))
@@ -97,10 +98,6 @@ def hash_files(
         plain_order=tuple((file.path, file.size) for file in ordered),
         plain_pieces=plain.finish(),
     )
-
-
-def _usable_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class _PlainPieces:

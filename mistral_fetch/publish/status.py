@@ -13,11 +13,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from mistral_fetch import __version__
 from mistral_fetch.errors import RuntimeMissing
 from mistral_fetch.publish.listen import ListenAddress, open_listener, reachable_host, show_address
 from mistral_fetch.publish.metrics import Metrics
 from mistral_fetch.publish.page import load_page
+from mistral_fetch.version import __version__
 
 if TYPE_CHECKING:
     from prometheus_client.core import Metric

@@ -19,7 +19,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from mistral_fetch import __version__
 from mistral_fetch.errors import AccessError, ConfigError, MirrorError, MirrorStatus, NotAModelFile, OfflineRefused
 from mistral_fetch.sources.base import StopSignal
 from mistral_fetch.sources.http_body import Body
@@ -38,6 +37,7 @@ from mistral_fetch.sources.mirror_errors import (
 from mistral_fetch.sources.retry import RetryPolicy, retrying
 from mistral_fetch.sources.status import PassingStatus, explain_status
 from mistral_fetch.sources.urls import is_relative, next_hop, origin_of, redact, without_userinfo
+from mistral_fetch.version import __version__
 
 if TYPE_CHECKING:
     # Imported when the first request is made: a pull that finds everything present must start fast.

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from mistral_fetch import system
 from mistral_fetch.digest import Assurance
 from mistral_fetch.errors import (
     IntegrityError,
@@ -106,7 +107,7 @@ def local_path(url: str) -> Path:
 def _open_regular(path: Path, size: int) -> Iterator[int]:
     try:
         # Non-blocking, so that a named pipe put in the file's place cannot hang us before it is refused.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        descriptor = os.open(path, system.READ | system.DO_NOT_WAIT)
     except OSError as error:
         raise _permanent(f"cannot read {path}", f"expected a file, got: {error.strerror}") from error
     try:
@@ -123,7 +124,7 @@ def _open_regular(path: Path, size: int) -> Iterator[int]:
 def _read(descriptor: int, path: Path, buffer: memoryview, span: Span) -> memoryview:
     piece = buffer[: span.length]
     try:
-        got = os.preadv(descriptor, [piece], span.start)
+        got = system.read_into(descriptor, piece, span.start)
     except OSError as error:
         raise _permanent(f"cannot read {path}", f"expected bytes {span}, got: {error.strerror}") from error
     if got != span.length:

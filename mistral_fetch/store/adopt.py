@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from mistral_fetch import system
 from mistral_fetch.errors import IntegrityError
 from mistral_fetch.events import BytesVerified, Notice, Report
 from mistral_fetch.manifest import DEFAULT_PIECE_LENGTH, FileEntry
@@ -99,7 +100,7 @@ def share_file(source: Path, target: Path, size: int, reserve_bytes: int, check_
 @contextmanager
 def _open_regular(path: Path) -> Iterator[int]:
     # Non-blocking, so that a named pipe put in the file's place cannot hang us before it is refused.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC)
+    descriptor = os.open(path, system.READ | system.DO_NOT_WAIT | system.NO_LINKS)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError("it is no regular file")
@@ -130,7 +131,7 @@ def clone_file(descriptor: int, target: Path) -> bool:
 
 def _link(source: Path, descriptor: int, target: Path) -> bool:
     status = os.fstat(descriptor)
-    if status.st_uid != os.geteuid() or status.st_mode & stat.S_IWOTH:
+    if not system.is_ours_alone(status):
         return False  # somebody else could write to it after it was verified: a copy is ours alone
     try:
         os.link(source, target)
@@ -145,7 +146,8 @@ def _link(source: Path, descriptor: int, target: Path) -> bool:
 def _copy(descriptor: int, target: Path, size: int, reserve_bytes: int, check_stop: Callable[[], None]) -> None:
     if shutil.disk_usage(target.parent).free < size + reserve_bytes:
         raise OSError("it would have to be copied, and there is no room for that")
-    copy = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | system.CLOSE_ON_EXEC | system.BINARY
+    copy = os.open(target, flags, 0o644)
     try:
         left = size
         while left and (chunk := os.read(descriptor, min(_COPY_BYTES, left))):
@@ -169,9 +171,9 @@ def _hash_steady(
 
     algorithms = {"sha256", *(digest.algorithm for digest in entry.digests)}
     piece_length = entry.pieces.length if partial.known_pieces and entry.pieces else DEFAULT_PIECE_LENGTH
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, system.READ)
     try:
-        os.fsync(descriptor)  # what is hashed must be what the disk will hold, whoever wrote it
+        system.sync_file(descriptor)  # what is hashed must be what the disk will hold, whoever wrote it
         before = os.fstat(descriptor)
         hashes = hash_file(path, sorted(algorithms), piece_length, advance)
         after = os.fstat(descriptor)

@@ -14,10 +14,10 @@ finds the blob again even when the manifest knew no sha256 beforehand.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
+from mistral_fetch import system
 from mistral_fetch.digest import Digest
 from mistral_fetch.errors import DigestMismatch, IntegrityError, SizeMismatch, StoreError
 from mistral_fetch.events import BytesVerified, Notice, Report
@@ -123,7 +123,7 @@ def commit_partial(
             hint="run the same command again",
         )
     with disk_errors("verifying a download", partial.data_path):
-        _fsync_file(partial.data_path)
+        system.sync_path(partial.data_path)
         hashes = hashes or _hash_reporting(entry, partial, report, check_stop)
     compare(entry, hashes)
     reached("commit-hashed")
@@ -187,11 +187,3 @@ def _hash_reporting(entry: FileEntry, partial: Partial, report: Report, check_st
     algorithms = {"sha256", *(digest.algorithm for digest in entry.checks)}
     piece_length = entry.pieces.length if partial.known_pieces and entry.pieces else DEFAULT_PIECE_LENGTH
     return hash_file(partial.data_path, sorted(algorithms), piece_length, advance)
-
-
-def _fsync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

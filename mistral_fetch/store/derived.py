@@ -17,7 +17,6 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from mistral_fetch import __version__
 from mistral_fetch.digest import Assurance, Digest
 from mistral_fetch.errors import StoreError
 from mistral_fetch.manifest import FileEntry, Manifest
@@ -35,6 +34,7 @@ from mistral_fetch.store.snapshots import (
     move_into_place,
     write_papers,
 )
+from mistral_fetch.version import __version__
 
 _LICENCE_NAME = "LICENSE"
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from mistral_fetch import system
 from mistral_fetch.errors import OutOfSpace, StoreError, StoreNotWritable
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2  # linux/falloc.h
@@ -65,15 +66,8 @@ def explain_os_error(error: OSError, doing: str, path: Path) -> StoreError:
 
 
 def fsync_directory(directory: Path) -> None:
-    """Make the names in ``directory`` durable. A file system that cannot (EINVAL) is left alone."""
-    descriptor = os.open(directory, os.O_RDONLY | getattr(os, "O_DIRECTORY", 0))
-    try:
-        os.fsync(descriptor)
-    except OSError as error:
-        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
-            raise
-    finally:
-        os.close(descriptor)
+    """Make the names in ``directory`` durable. A system or file system that cannot is left alone."""
+    system.sync_directory(directory)
 
 
 def make_directory(directory: Path) -> None:
@@ -90,16 +84,16 @@ def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Replace ``path`` by ``data`` atomically: after a crash it holds all of the old or all of the new."""
     make_directory(path.parent)
     temporary = path.parent / f".{path.name[:100]}.{secrets.token_hex(6)}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | system.BINARY, mode)
     try:
         try:
             view = memoryview(data)
             while view:
                 view = view[os.write(descriptor, view) :]
-            os.fsync(descriptor)
+            system.sync_file(descriptor)
         finally:
             os.close(descriptor)
-        temporary.replace(path)
+        system.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -109,7 +103,7 @@ def write_durably(path: Path, data: bytes, mode: int = 0o644) -> None:
 def rename_durably(source: Path, target: Path) -> None:
     """Rename within one file system; ``source`` must have been fsynced by its writer."""
     make_directory(target.parent)
-    source.replace(target)
+    system.replace(source, target)
     fsync_directory(target.parent)
     if source.parent != target.parent:
         fsync_directory(source.parent)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from types import TracebackType
 from typing import Any
 
+from mistral_fetch import system
 from mistral_fetch.digest import Digest, new_hash
 from mistral_fetch.manifest import PieceHashes
 from mistral_fetch.store.hashing import FileHashes, hash_pieces
@@ -150,7 +151,7 @@ class PrefixFollower:
         """Hash whole pieces as long as there are any without a gap."""
         generation = file.generation
         try:
-            descriptor = os.open(file.partial.data_path, os.O_RDONLY)
+            descriptor = os.open(file.partial.data_path, system.READ)
         except FileNotFoundError:
             if file.generation == file.partial.generation:
                 raise
@@ -171,7 +172,7 @@ class PrefixFollower:
         position, began = span.start, time.monotonic()
         while position < span.end:
             view = self._buffer[: min(READ_BYTES, span.end - position)]
-            length = os.preadv(descriptor, [view], position)
+            length = system.read_into(descriptor, view, position)
             if length == 0:
                 raise OSError(f"{file.partial.data_path} became shorter")
             for hasher in file.hashers.values():

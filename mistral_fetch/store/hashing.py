@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from mistral_fetch import system
 from mistral_fetch.digest import Digest, new_hash
 from mistral_fetch.manifest import PieceHashes
 from mistral_fetch.spans import PieceGrid, Span
@@ -28,13 +29,6 @@ class FileHashes:
     def digest(self, algorithm: str) -> Digest:
         """Return one of the digests that were asked for."""
         return next(digest for digest in self.digests if digest.algorithm == algorithm)
-
-
-def usable_cores() -> int:
-    """Return how many cores this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def hash_file(
@@ -126,7 +120,7 @@ def find_bad_pieces(
     """
     grid = PieceGrid(size, pieces.length)
     bad: list[Span] = []
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(usable_cores()) as pool:
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(system.usable_cores()) as pool:
         descriptor = file.fileno()
 
         def check(index: int) -> bool:
@@ -148,7 +142,7 @@ def hash_pieces(path: Path, spans: Sequence[Span]) -> list[str]:
     Raises:
         OSError: The file cannot be read.
     """
-    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(usable_cores()) as pool:
+    with path.open("rb", buffering=0) as file, ThreadPoolExecutor(system.usable_cores()) as pool:
         descriptor = file.fileno()
         return list(pool.map(lambda span: _hash_span(descriptor, span), spans))
 
@@ -157,7 +151,7 @@ def _hash_span(descriptor: int, span: Span) -> str:
     hasher = hashlib.sha256()
     position = span.start
     while position < span.end:
-        chunk = os.pread(descriptor, min(MIB, span.end - position), position)
+        chunk = system.read_at(descriptor, min(MIB, span.end - position), position)
         if not chunk:
             break
         hasher.update(chunk)

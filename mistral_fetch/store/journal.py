@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mistral_fetch import system
 from mistral_fetch.spans import PieceGrid
 from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.durable import boot_id, fsync_directory
@@ -98,12 +99,9 @@ def living_writers(directory: Path) -> list[Path]:
 def is_alive(process: str) -> bool:
     """Return whether a process of this number runs on this machine."""
     try:
-        os.kill(int(process), 0)
-    except (ProcessLookupError, ValueError, OverflowError):
+        return system.is_alive(int(process))
+    except ValueError:
         return False
-    except PermissionError:
-        return True  # somebody else's
-    return True
 
 
 class JournalWriter:
@@ -112,11 +110,11 @@ class JournalWriter:
     def __init__(self, directory: Path, grid: PieceGrid) -> None:
         self.path = directory / f"journal-{os.getpid()}-{secrets.token_hex(4)}.log"
         self._is_empty = True
-        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND, 0o644)
+        self._descriptor = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | system.BINARY, 0o644)
         header = f"mistral-fetch-journal 1 size={grid.size} piece={grid.piece_length} boot={boot_id() or '-'}\n"
         try:
             self._write(header)
-            os.fsync(self._descriptor)
+            system.sync_file(self._descriptor)
             fsync_directory(directory)
         except OSError:
             os.close(self._descriptor)
@@ -132,7 +130,7 @@ class JournalWriter:
         self._is_empty = False
         self._write("".join(lines))
         reached("journal-appended")
-        os.fsync(self._descriptor)
+        system.sync_file(self._descriptor)
         reached("journal-synced")
 
     def close(self) -> None:

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from urllib.parse import unquote
 
+from mistral_fetch import system
 from mistral_fetch.errors import StoreLocked
 from mistral_fetch.store.durable import disk_errors, make_directory
 
@@ -97,7 +98,7 @@ def write_owner(descriptor: int, doing: str) -> None:
     owner = {"pid": os.getpid(), "host": socket.gethostname(), "doing": doing, "since": int(time.time())}
     with suppress(OSError):  # a full disk: the lock is held without its note, and the work will say what is wrong
         os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(owner).encode(), 0)
+        system.write_at(descriptor, json.dumps(owner).encode(), 0)
 
 
 def _shown(path: Path) -> str:

@@ -18,6 +18,7 @@ import threading
 from collections.abc import Iterable
 from pathlib import Path
 
+from mistral_fetch import system
 from mistral_fetch.errors import PieceMismatch
 from mistral_fetch.manifest import DEFAULT_PIECE_LENGTH, PieceHashes
 from mistral_fetch.spans import PieceGrid, Span, merge
@@ -391,7 +392,7 @@ class Partial:
             if self._descriptor is None:
                 make_directory(self.directory)
                 self._keep_off_others()
-                self._descriptor = os.open(self.data_path, os.O_RDWR | os.O_CREAT, 0o644)
+                self._descriptor = os.open(self.data_path, os.O_RDWR | os.O_CREAT | system.BINARY, 0o644)
                 if os.fstat(self._descriptor).st_size != self.grid.size:
                     self._begin_anew(self._descriptor)
                 fsync_directory(self.directory)
@@ -406,7 +407,7 @@ class Partial:
                     path.unlink(missing_ok=True)
             fsync_directory(self.directory)
         os.ftruncate(descriptor, self.grid.size)
-        os.fsync(descriptor)
+        system.sync_file(descriptor)
 
     def _keep_off_others(self) -> None:
         """Take a data file of our own where another process writes bytes that no piece hash vouches for.
@@ -433,7 +434,7 @@ class Partial:
             with self.changed:
                 descriptor, opening = self._open(), self._opening
             while view:
-                written = os.pwrite(descriptor, view, offset)
+                written = system.write_at(descriptor, view, offset)
                 view, offset = view[written:], offset + written
         return opening
 
@@ -444,7 +445,7 @@ class Partial:
                 return
             descriptor = self._open()
         try:
-            getattr(os, "fdatasync", os.fsync)(descriptor)
+            system.sync_file(descriptor, data_only=True)
         except OSError:
             # The system reports lost writes once and calls the pages clean afterwards: a later sync would
             # succeed and prove nothing.

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable
 from pathlib import Path
 
+from mistral_fetch import system
 from mistral_fetch.errors import PieceMismatch
 from mistral_fetch.events import Notice, Report
 from mistral_fetch.manifest import FileEntry
@@ -93,10 +94,10 @@ def _become_data(path: Path, partial: Partial, good: dict[int, str]) -> bool:
             if not clone_file(file.fileno(), source):
                 return False
     source.chmod(0o644)
-    descriptor = os.open(source, os.O_RDWR)
+    descriptor = os.open(source, os.O_RDWR | system.BINARY)
     try:
         os.ftruncate(descriptor, partial.grid.size)
-        os.fsync(descriptor)
+        system.sync_file(descriptor)
     finally:
         os.close(descriptor)
     journal = JournalWriter(partial.directory, partial.grid)
@@ -129,7 +130,7 @@ def _copy_pieces(path: Path, partial: Partial, good: dict[int, str], check_stop:
 
 def _copy_piece(descriptor: int, index: int, partial: Partial) -> None:
     span = partial.grid.span(index)
-    data = os.pread(descriptor, span.length, span.start)
+    data = system.read_at(descriptor, span.length, span.start)
     if len(data) != span.length:
         return  # cut short since it was hashed: then this piece is fetched
     try:

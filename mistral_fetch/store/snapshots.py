@@ -18,6 +18,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mistral_fetch import system
 from mistral_fetch.digest import Assurance, Digest
 from mistral_fetch.errors import IntegrityError, ManifestError, StoreError
 from mistral_fetch.manifest import Manifest, PieceHashes
@@ -311,7 +312,7 @@ def link_blob(blob: Path, link: Path, final_link: Path) -> None:
         shutil.copyfile(blob, link)
         link.chmod(0o444)
         with link.open("rb") as copy:
-            os.fsync(copy.fileno())
+            system.sync_file(copy.fileno())
 
 
 def write_ref(layout: Layout, record: RefRecord) -> None:

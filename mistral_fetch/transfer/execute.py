@@ -13,7 +13,9 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from mistral_fetch import system
 from mistral_fetch.digest import Assurance
+from mistral_fetch.errors import UnsafePath
 from mistral_fetch.events import (
     FilesOpened,
     FileVerified,
@@ -74,6 +76,7 @@ def execute_offer(
     Raises:
         AllSourcesFailed, TransferError, IntegrityError, AccessError: No source could deliver.
         AssuranceTooLow: Nothing strong enough vouches for a file.
+        UnsafePath: This system cannot keep a file of such a name.
         StoreLocked: Another process fetches the same files under another name, for too long.
         StoreError: The disk refused, or is too small.
         Interrupted: A stop was asked for; what is verified is kept.
@@ -82,6 +85,7 @@ def execute_offer(
     def tell_owner(owner: str) -> None:
         report(Notice(f"waiting for {owner}"))
 
+    _refuse_unstorable(layout, offer)
     ledger = Ledger(report)
     with ExitStack() as locks:
         for directory in _to_lock(layout, offer):
@@ -102,6 +106,18 @@ def execute_offer(
         finally:
             _let_go(offer, ref_key, work)
         return _publish(layout, offer, ref_key, work, ledger)
+
+
+def _refuse_unstorable(layout: Layout, offer: Offer) -> None:
+    """Refuse names that this system cannot keep before the first byte rather than after the last."""
+    for entry in offer.manifest.files:
+        reason = system.objection(entry.path, layout.snapshot("0" * 64))
+        if reason:
+            raise UnsafePath(
+                f"this system cannot keep a file called {entry.path[:120]!r}",
+                detail=f"expected a name that it allows, but {reason}",
+                hint="fetch it on another system, choose a shorter --home, or ask its publisher for another name",
+            )
 
 
 def _to_lock(layout: Layout, offer: Offer) -> list[Path]:

@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from typing import Any
 
-from mistral_fetch import __version__
 from mistral_fetch.digest import Assurance, Digest
 from mistral_fetch.events import BytesReceived, Event, Report
 from mistral_fetch.manifest import FileEntry, Manifest
@@ -16,6 +15,7 @@ from mistral_fetch.store.partial_notes import CommittedBlob
 from mistral_fetch.store.snapshots import FROM_CACHE
 from mistral_fetch.transfer.offer import Offer
 from mistral_fetch.trust import Signed
+from mistral_fetch.version import __version__
 
 
 @dataclass(frozen=True)

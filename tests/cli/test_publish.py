@@ -1,8 +1,7 @@
-"""``publish`` and ``doctor``: a publisher's transcript, and a report fit to be pasted anywhere."""
+"""``publish``: a publisher's transcript."""
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -99,53 +98,3 @@ def test_a_name_that_no_directory_can_have_is_refused(program, manifest):
         assert (shown.code, shown.out) == (2, "")
         assert "cannot be a directory" in shown.err.splitlines()[0]
         assert len(shown.err.splitlines()) == 3
-
-
-def test_doctor_is_calm_on_a_good_machine(program):
-    shown = program("doctor")
-    assert (shown.code, shown.err) == (0, "")
-    lines = shown.out.splitlines()
-    assert [line.split()[1] for line in lines] == [
-        "program",
-        "cache",
-        "disk",
-        "links",
-        "locks",
-        "packages",
-        "runtime",
-        "threads",
-        "environment",
-    ]
-    assert all(line.startswith("ok ") for line in lines)
-    assert not program.home.exists()
-
-
-SECRETS = {
-    "HF_TOKEN": "hf_secret",
-    "HTTPS_PROXY": "http://someone:geheim@proxy.example:3128",
-    "https_proxy": "http://someone:geheim@proxy.example:3128",
-    "HF_ENDPOINT": "https://someone:geheim@hub.example",
-}
-
-
-@pytest.mark.parametrize("extra", [[], ["--json"]], ids=["text", "json"])
-def test_doctor_prints_no_secret(program, environment, extra):
-    for name, value in SECRETS.items():
-        environment.setenv(name, value)
-    shown = program("doctor", *extra)
-    assert shown.code == 0
-    assert "HF_TOKEN" in shown.out
-    for secret in ("hf_secret", "geheim", "someone", "proxy.example"):
-        assert secret not in shown.out + shown.err
-
-
-def test_doctor_finds_what_is_missing(program, environment, tmp_path):
-    environment.setenv("MISTRAL_FETCH_PYTHON", str(tmp_path / "no-such-python"))
-    program.home.mkdir()
-    (program.home / "VERSION").write_text("99\n")
-    shown = program("doctor", "--json")
-    assert shown.code == 1
-    report = json.loads(shown.out)
-    assert [name for name, check in report.items() if not check["ok"]] == ["cache", "runtime"]
-    assert "expected layout version 1, got '99'" in report["cache"]["detail"]
-    assert "no-such-python" in report["runtime"]["detail"]

@@ -40,6 +40,13 @@ COMMANDS = (
     "export ollama",
     "export oci",
     "doctor",
+    "config",
+    "config path",
+    "config get",
+    "config set",
+    "config unset",
+    "config explain",
+    "completion",
     "demo",
 )
 
