@@ -28,6 +28,7 @@ from mistral_fetch.cli import (
     publish,
     quantize,
     repair,
+    run,
     seed,
     serve,
     show,
@@ -90,6 +91,7 @@ def root(
 
 
 _GROUPS = (
+    run,
     fetch,
     serve,
     lock,

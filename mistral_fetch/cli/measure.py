@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from mistral_fetch.cli.choices import QuantizeTo
-from mistral_fetch.cli.fetch import RUN_EXIT_CODES, Quantize, RefArgument, directory_of, runtime_options
+from mistral_fetch.cli.fetch import RUN_EXIT_CODES, RefArgument
 from mistral_fetch.cli.options import FrontEnd, command
-from mistral_fetch.errors import UsageError
-
-Device = Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, mps or xpu.")]
-Dtype = Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="auto, bfloat16, float16 or float32.")]
-Threads = Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")]
-IgnorePlan = Annotated[bool, typer.Option("--ignore-memory-plan", help="Load even if the memory plan does not fit.")]
+from mistral_fetch.cli.run import directory_of
+from mistral_fetch.cli.runtime_flags import (
+    ChatTemplate,
+    Device,
+    Dtype,
+    IgnorePlan,
+    KeysValues,
+    Prompt,
+    Quantize,
+    Raw,
+    System,
+    Threads,
+    Timings,
+    prompt_arguments,
+    runtime_options,
+)
 
 
 def register(app: typer.Typer) -> None:
@@ -39,12 +48,13 @@ def bench(
     plot: Annotated[
         Path | None, typer.Option("--plot", metavar="FILE", help="Draw the bandwidth as SVG; replaces the file.")
     ] = None,
-    timings: Annotated[bool, typer.Option("--timings", help="Tell what the start took, part by part.")] = False,
+    timings: Timings = False,
     device: Device = None,
     dtype: Dtype = None,
     threads: Threads = None,
     ignore_memory_plan: IgnorePlan = False,
     quantize: Quantize = None,
+    kv: KeysValues = None,
 ) -> int:
     """Measure a model's prefill and decoding beside the speed of this machine's memory."""
     options = runtime_options(
@@ -56,9 +66,10 @@ def bench(
             "--device": device,
             "--dtype": dtype,
             "--threads": threads,
-        }
+            "--kv": kv,
+        },
+        {"--timings": timings, "--ignore-memory-plan": ignore_memory_plan},
     )
-    options += ["--timings"] * timings + ["--ignore-memory-plan"] * ignore_memory_plan
     return _measure(front, ref, quantize, "bench", options, [])
 
 
@@ -75,42 +86,41 @@ def ppl(
     threads: Threads = None,
     ignore_memory_plan: IgnorePlan = False,
     quantize: Quantize = None,
+    kv: KeysValues = None,
 ) -> int:
     """Measure how well a model predicts a text: perplexity and bits per byte."""
     options = runtime_options(
-        {"--context": context, "--stride": stride, "--device": device, "--dtype": dtype, "--threads": threads}
+        {
+            "--context": context,
+            "--stride": stride,
+            "--device": device,
+            "--dtype": dtype,
+            "--threads": threads,
+            "--kv": kv,
+        },
+        {"--ignore-memory-plan": ignore_memory_plan},
     )
-    return _measure(front, ref, quantize, "ppl", options + ["--ignore-memory-plan"] * ignore_memory_plan, [str(file)])
+    return _measure(front, ref, quantize, "ppl", options, [str(file)])
 
 
 def logits(
     front: FrontEnd,
     ref: RefArgument,
-    prompt: Annotated[
-        str | None, typer.Argument(metavar="PROMPT", help="The prompt; - or nothing reads standard input.")
-    ] = None,
+    prompt: Prompt = None,
     top: Annotated[int | None, typer.Option("--top", metavar="K", help="How many of the likeliest (10).")] = None,
     all_positions: Annotated[bool, typer.Option("--all", help="Tell it for every position of the prompt.")] = False,
-    system: Annotated[
-        str | None, typer.Option("--system", metavar="TEXT", help="A system prompt for instruct models.")
-    ] = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Give an instruct model the prompt as it is.")] = False,
-    chat_template: Annotated[
-        str | None, typer.Option("--chat-template", metavar="NAME", help="v1, v3, demo or none.")
-    ] = None,
+    system: System = None,
+    raw: Raw = False,
+    chat_template: ChatTemplate = None,
     device: Device = None,
     dtype: Dtype = None,
     threads: Threads = None,
     ignore_memory_plan: IgnorePlan = False,
     quantize: Quantize = None,
+    kv: KeysValues = None,
 ) -> int:
     """Print the likeliest next tokens and their log probabilities, as JSON."""
-    if prompt is None and sys.stdin.isatty():
-        raise UsageError(
-            "there is no prompt",
-            detail="expected a prompt after the model, or text on standard input",
-            hint=f'type: mistral-fetch logits {ref} "Your prompt"',
-        )
+    prompt_options, positionals = prompt_arguments(prompt, or_else=f'mistral-fetch logits {ref} "Your prompt"')
     options = runtime_options(
         {
             "--top": top,
@@ -119,12 +129,11 @@ def logits(
             "--device": device,
             "--dtype": dtype,
             "--threads": threads,
-        }
+            "--kv": kv,
+        },
+        {"--all": all_positions, "--raw": raw, "--ignore-memory-plan": ignore_memory_plan},
     )
-    options += ["--all"] * all_positions + ["--raw"] * raw + ["--ignore-memory-plan"] * ignore_memory_plan
-    if prompt in {None, "-"}:
-        return _measure(front, ref, quantize, "logits", options, ["-"])
-    return _measure(front, ref, quantize, "logits", [*options, f"--prompt={prompt}"], [])
+    return _measure(front, ref, quantize, "logits", options + prompt_options, positionals)
 
 
 def _measure(

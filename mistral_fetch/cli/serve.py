@@ -10,8 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from mistral_fetch.cli.fetch import RUN_EXIT_CODES, Quantize, RefArgument, directory_of, runtime_options
+from mistral_fetch.cli.fetch import RUN_EXIT_CODES, RefArgument, fetch
 from mistral_fetch.cli.options import FrontEnd, command
+from mistral_fetch.cli.run import directory_of
+from mistral_fetch.cli.runtime_flags import (
+    ChatTemplate,
+    Device,
+    Dtype,
+    KeysValues,
+    Lookup,
+    Lora,
+    LoraApart,
+    LoraScale,
+    Quantize,
+    Threads,
+    runtime_options,
+)
 from mistral_fetch.errors import UsageError
 from mistral_fetch.ref import CatalogRef, DirectoryRef, HubRef, ManifestRef, Ref, TorrentRef, parse_ref
 
@@ -75,18 +89,16 @@ def serve(
     context: Annotated[
         int | None, typer.Option("--context", metavar="N", help="Most tokens of prompt and answer together.")
     ] = None,
-    chat_template: Annotated[
-        str | None, typer.Option("--chat-template", metavar="NAME", help="v1, v3, demo or none.")
-    ] = None,
-    device: Annotated[str | None, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, mps or xpu.")] = None,
-    dtype: Annotated[str | None, typer.Option("--dtype", metavar="NAME", help="auto, bfloat16 or float32.")] = None,
-    threads: Annotated[int | None, typer.Option("--threads", metavar="N", help="CPU threads.")] = None,
+    chat_template: ChatTemplate = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    threads: Threads = None,
     quantize: Quantize = None,
-    lora: Annotated[Path | None, typer.Option("--lora", metavar="PATH", help="Add this LoRA adapter.")] = None,
-    lora_scale: Annotated[
-        float | None, typer.Option("--lora-scale", metavar="S", help="Its factor, instead of its own.")
-    ] = None,
-    lora_apart: Annotated[bool, typer.Option("--lora-apart", help="Keep its matrices apart from the weights.")] = False,
+    kv: KeysValues = None,
+    lookup: Lookup = None,
+    lora: Lora = None,
+    lora_scale: LoraScale = None,
+    lora_apart: LoraApart = False,
     engine: Annotated[
         ServeEngine, typer.Option("--engine", metavar="built-in|vllm", help="What computes; vllm has to be installed.")
     ] = ServeEngine.BUILT_IN,
@@ -110,6 +122,8 @@ def serve(
         "--chat-template": chat_template,
         "--device": device,
         "--threads": threads,
+        "--kv": kv,
+        "--lookup": lookup,
         "--lora": lora,
         "--lora-scale": lora_scale,
     }
@@ -125,26 +139,28 @@ def serve(
     _refuse_together("built-in", {"--tp": tp, "--vllm-arg": vllm_args})
     options = runtime_options(
         {"--host": host, "--port": port, "--api-key-file": api_key_file, "--context": context, "--dtype": dtype}
-        | built_in
+        | built_in,
+        {**switches, "--quiet": front.wants_no_text},
     )
     options += [f"--model-name={name}" for name in names]
     options += [f"{flag}={value}" for flag, values in repeated.items() for value in values]
-    options += [flag for flag, is_on in switches.items() if is_on] + ["--quiet"] * front.wants_no_text
     return _serve_built_in(front, ref, quantize, options)
 
 
 def _serve_built_in(front: FrontEnd, ref: str, quantize: Any, options: list[str]) -> int:
     from mistral_fetch.launch.locate import find_interpreter
     from mistral_fetch.launch.process import run_runtime
+    from mistral_fetch.store.layout import Layout
+    from mistral_fetch.store.use import in_use
 
     # Asked before 13 GB are fetched, not after.
     interpreter = find_interpreter(front.settings.python)
     directory, quantizing = directory_of(front, ref, quantize, interpreter)
-    return run_runtime(interpreter, "serve", quantizing + options, [str(directory)])
+    with in_use(Layout(front.settings.home), directory, f"serve {ref}"):
+        return run_runtime(interpreter, "serve", quantizing + options, [str(directory)])
 
 
 def _serve_vllm(front: FrontEnd, ref: str, options: VllmOptions) -> int:
-    from mistral_fetch.cli.fetch import fetch
     from mistral_fetch.cli.paths import local_directory
     from mistral_fetch.launch.vllm import exec_vllm, find_vllm, read_key, vllm_arguments
 

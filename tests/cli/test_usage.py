@@ -10,6 +10,7 @@ COMMANDS = (
     "run",
     "chat",
     "pull",
+    "serve",
     "lock",
     "sync",
     "bench",
