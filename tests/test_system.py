@@ -260,11 +260,10 @@ def test_what_a_file_takes_of_the_disk(tmp_path):
 # What some system lacks, and who may use it nevertheless.
 NOT_EVERYWHERE = re.compile(
     r"\bos\.(pread|preadv|pwrite|fdatasync|sched_getaffinity|geteuid|getuid|kill|fork|O_CLOEXEC|O_NONBLOCK|O_NOFOLLOW"
-    r"|O_NOCTTY)\b|\bfcntl\.\w+|\bsocket\.SOCK_CLOEXEC"
+    r"|O_NOCTTY)\b|\bst_blocks\b|\bfcntl\.\w+|\bsocket\.SOCK_CLOEXEC"
 )
 ALLOWED = {
     "system.py": "owns the differences",
-    "store/lock.py": "goes on without a lock where there is no fcntl",
     "store/adopt.py": "shares blocks on Linux alone, and says so",
     "store/crash_points.py": "kills itself in tests",
     "bundle/*": "POSIX only so far",
