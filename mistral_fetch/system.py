@@ -200,6 +200,12 @@ def is_ours_alone(status: os.stat_result) -> bool:
     return hasattr(os, "geteuid") and status.st_uid == os.geteuid() and not status.st_mode & stat.S_IWOTH
 
 
+def bytes_on_disk(status: os.stat_result) -> int:
+    """Return what a file takes of the disk, holes left out; where that is not told, its size."""
+    blocks: int | None = getattr(status, "st_blocks", None)
+    return status.st_size if blocks is None else blocks * 512  # POSIX's unit, whatever the file system's is
+
+
 def usable_cores() -> int:
     """Return how many cores this process may run on; where the system does not tell, how many there are."""
     if hasattr(os, "sched_getaffinity"):

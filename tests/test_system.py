@@ -8,8 +8,10 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import re
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from fnmatch import fnmatch
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -245,3 +247,37 @@ def test_a_lock_is_free_again_once_its_file_is_closed(tmp_path):
         assert system.try_lock(first.fileno())
     with path.open("wb") as second:
         assert system.try_lock(second.fileno())
+
+
+def test_what_a_file_takes_of_the_disk(tmp_path):
+    sparse = tmp_path / "sparse"
+    with sparse.open("wb") as file:
+        file.truncate(10**6)
+    assert system.bytes_on_disk(sparse.stat()) < 10**5
+    assert system.bytes_on_disk(SimpleNamespace(st_size=7)) == 7
+
+
+# What some system lacks, and who may use it nevertheless.
+NOT_EVERYWHERE = re.compile(
+    r"\bos\.(pread|preadv|pwrite|fdatasync|sched_getaffinity|geteuid|getuid|kill|fork|O_CLOEXEC|O_NONBLOCK|O_NOFOLLOW"
+    r"|O_NOCTTY)\b|\bst_blocks\b|\bfcntl\.\w+|\bsocket\.SOCK_CLOEXEC"
+)
+ALLOWED = {
+    "system.py": "owns the differences",
+    "store/adopt.py": "shares blocks on Linux alone, and says so",
+    "store/crash_points.py": "kills itself in tests",
+    "bundle/*": "POSIX only so far",
+    "export/*": "POSIX only so far",
+    "simulators/*": "for tests",
+}
+
+
+def test_what_some_system_lacks_is_called_in_one_place():
+    package = Path(system.__file__).parent
+    found = [
+        f"{name}: {match[0]}"
+        for path in sorted(package.rglob("*.py"))
+        if not any(fnmatch(name := path.relative_to(package).as_posix(), pattern) for pattern in ALLOWED)
+        for match in NOT_EVERYWHERE.finditer(path.read_text())
+    ]
+    assert found == []

@@ -29,7 +29,11 @@ _ZSH = """#compdef mistral-fetch
 _mistral_fetch_complete() {
   eval "$(_TYPER_COMPLETE_ARGS="${words[1,$CURRENT]}" _MISTRAL_FETCH_COMPLETE=complete_zsh mistral-fetch 2>/dev/null)"
 }
-compdef _mistral_fetch_complete mistral-fetch
+if [[ ${funcstack[1]} == _mistral-fetch ]]; then
+  _mistral_fetch_complete "$@"
+else
+  compdef _mistral_fetch_complete mistral-fetch
+fi
 """
 _FISH_ASK = "env _MISTRAL_FETCH_COMPLETE=complete_fish _TYPER_COMPLETE_FISH_ACTION={} \
 _TYPER_COMPLETE_ARGS=(commandline -cp) mistral-fetch 2>/dev/null"

@@ -126,7 +126,6 @@ def _can_clone(folder: Path) -> bool:
 
 def locks(home: Path) -> Finding:
     """Hold a lock and let another process try it."""
-    import mistral_fetch
     from mistral_fetch.system import try_lock
 
     with _folder(home) as folder:
@@ -135,19 +134,30 @@ def locks(home: Path) -> Finding:
         with path.open("r+b") as file:
             if try_lock(file.fileno()) is None:
                 return warn("there are no locks here", _WITHOUT_LOCKS, exclusive=False)
-            package = Path(str(mistral_fetch.__file__)).parents[1]
-            answer = subprocess.run(
-                [sys.executable, "-c", _TRIES_LOCK, str(path)],
-                env={**os.environ, "PYTHONPATH": str(package)},
-                capture_output=True,
-                text=True,
-                timeout=_LOCK_SECONDS,
-                check=False,
-                stdin=subprocess.DEVNULL,
-            ).stdout
+            answer = _ask_another_process(path)
+    if not answer:
+        return warn("another process could not be asked", "run doctor again when the machine is less busy")
     if "answer False" in answer:
         return good("flock excludes another process", exclusive=True)
     return warn("flock does not exclude another process (a network file system?)", _WITHOUT_LOCKS, exclusive=False)
+
+
+def _ask_another_process(path: Path) -> str:
+    import mistral_fetch
+
+    package = Path(str(mistral_fetch.__file__)).parents[1]
+    try:
+        return subprocess.run(
+            [sys.executable, "-c", _TRIES_LOCK, str(path)],
+            env={**os.environ, "PYTHONPATH": str(package)},
+            capture_output=True,
+            text=True,
+            timeout=_LOCK_SECONDS,
+            check=False,
+            stdin=subprocess.DEVNULL,
+        ).stdout
+    except subprocess.TimeoutExpired:
+        return ""
 
 
 _WITHOUT_LOCKS = "pulls stay correct; do not run rm or two pulls of one model at a time, or use a cache on a local disk"

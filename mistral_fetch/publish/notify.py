@@ -63,7 +63,7 @@ class Supervisor:
         if self._address is None:
             return
         try:
-            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as channel:
+            with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
                 channel.sendto(text.encode(), self._address)
         except OSError:
             self._address = None  # a supervisor that has gone is no reason to stop serving

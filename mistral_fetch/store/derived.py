@@ -17,6 +17,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from mistral_fetch import system
 from mistral_fetch.digest import Assurance, Digest
 from mistral_fetch.errors import StoreError
 from mistral_fetch.manifest import FileEntry, Manifest
@@ -109,7 +110,9 @@ def discard_derived(directory: Path) -> None:
 def own_bytes(directory: Path) -> int:
     """Return how much disk a directory's files take that are not links to blobs."""
     found = (path.lstat() for path in directory.rglob("*"))
-    return sum(status.st_blocks * 512 for status in found if stat.S_ISREG(status.st_mode) and status.st_nlink == 1)
+    return sum(
+        system.bytes_on_disk(status) for status in found if stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+    )
 
 
 def write_derived(layout: Layout, recipe: Recipe, content_digest: str, make: Callable[[Path], Product]) -> Path:

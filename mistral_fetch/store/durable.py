@@ -112,7 +112,7 @@ def rename_durably(source: Path, target: Path) -> None:
 def has_blocks(path: Path) -> bool:
     """Return whether a file has any bytes on the disk: a sparse file of holes alone has none, nor has a missing one."""
     try:
-        return path.stat().st_blocks > 0
+        return system.bytes_on_disk(path.stat()) > 0
     except OSError:
         return False
 

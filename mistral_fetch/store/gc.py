@@ -13,6 +13,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from mistral_fetch import system
 from mistral_fetch.errors import MistralFetchError, StoreError
 from mistral_fetch.store.derived import find_derived_drafts, list_derived, own_bytes
 from mistral_fetch.store.durable import disk_errors, fsync_directory, has_blocks
@@ -135,7 +136,7 @@ def _remove_tree(directory: Path) -> None:
 
 def allocated_bytes(directory: Path) -> int:
     """Return how much disk a directory's files take, holes of sparse files left out."""
-    return sum(path.stat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
+    return sum(system.bytes_on_disk(path.stat()) for path in directory.rglob("*") if path.is_file())
 
 
 def list_partials(layout: Layout) -> list[Path]:

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from mistral_fetch import system
 from mistral_fetch.store.gc import blob_names, list_partials
 from mistral_fetch.store.layout import Layout
 from mistral_fetch.store.pins import is_pinned
@@ -120,7 +121,7 @@ def disk_bytes(path: Path, seen: set[tuple[int, int]]) -> int:
             status = os.lstat(current)
             is_new = (status.st_dev, status.st_ino) not in seen
             seen.add((status.st_dev, status.st_ino))
-            total += status.st_blocks * 512 if is_new else 0
+            total += system.bytes_on_disk(status) if is_new else 0
             if os.path.isdir(current) and not os.path.islink(current):  # noqa: PTH112, PTH114 - thousands of them
                 waiting += [entry.path for entry in os.scandir(current)]
         except OSError:

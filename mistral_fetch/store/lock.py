@@ -6,7 +6,6 @@ systems lie about flock: where the lock cannot be had at all, the work goes on w
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import socket
@@ -20,13 +19,7 @@ from mistral_fetch import system
 from mistral_fetch.errors import StoreLocked
 from mistral_fetch.store.durable import disk_errors, make_directory
 
-try:
-    import fcntl
-except ImportError:  # not a POSIX system: the courtesy is not offered there
-    fcntl = None  # type: ignore[assignment]
-
 POLL_SECONDS = 0.2
-_BUSY = {errno.EAGAIN, errno.EACCES, errno.EWOULDBLOCK}
 
 
 @contextmanager
@@ -83,14 +76,8 @@ def try_share(descriptor: int) -> bool:
 
 
 def _try_lock(descriptor: int, *, is_shared: bool = False) -> bool:
-    if fcntl is None:
-        return True  # type: ignore[unreachable]
-    try:
-        fcntl.flock(descriptor, (fcntl.LOCK_SH if is_shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
-    except OSError as error:
-        # Any other error means no locks on this file system: go on without the courtesy.
-        return error.errno not in _BUSY
-    return True
+    # None means that there are no locks here: the work goes on without the courtesy.
+    return system.try_lock(descriptor, is_shared=is_shared) is not False
 
 
 def write_owner(descriptor: int, doing: str) -> None:

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
+from mistral_fetch import system
 from mistral_fetch.digest import Digest
 from mistral_fetch.store.crash_points import reached
 from mistral_fetch.store.derived import list_derived
@@ -182,6 +183,6 @@ def remove_unused_blobs(layout: Layout, names: set[str]) -> int:
         held = referenced_blobs(layout)
         for blob in plan.blobs:
             if blob.name not in held and blob.exists():
-                freed += blob.stat().st_blocks * 512
+                freed += system.bytes_on_disk(blob.stat())
                 blob.unlink(missing_ok=True)
     return freed

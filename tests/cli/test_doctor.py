@@ -196,11 +196,20 @@ def test_links_as_far_as_they_work(monkeypatch, tmp_path):
     assert "snapshots hold copies" in found.detail
 
 
-@pytest.mark.parametrize("answer", ["answer True\n", "answer None\n", ""])
+@pytest.mark.parametrize("answer", ["answer True\n", "answer None\n"])
 def test_a_lock_that_does_not_exclude(monkeypatch, tmp_path, answer):
     monkeypatch.setattr(subprocess, "run", lambda *_, **__: SimpleNamespace(stdout=answer))
     found = doctor_disk.locks(tmp_path)
     assert (found.state, found.facts) == (WARN, {"exclusive": False})
+
+
+def test_another_process_that_does_not_answer(monkeypatch, tmp_path):
+    def wait(*_arguments, **_options):
+        raise subprocess.TimeoutExpired("python", 30)
+
+    monkeypatch.setattr(subprocess, "run", wait)
+    found = doctor_disk.locks(tmp_path)
+    assert (found.state, found.detail) == (WARN, "another process could not be asked")
 
 
 def test_a_disk_without_locks(monkeypatch, tmp_path):

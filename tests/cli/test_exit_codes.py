@@ -18,6 +18,7 @@ from mistral_fetch.metalink import serialise_metalink
 from mistral_fetch.simulators.hub import HubRepository, HubSimulator
 from mistral_fetch.simulators.mirror import Fault
 from mistral_fetch.simulators.publisher import PublisherSimulator
+from mistral_fetch.sources.retry import Backoff
 from tests.cli.conftest import FILES, WEIGHTS, Transcript
 from tests.keys import make_keys
 
@@ -62,7 +63,10 @@ def not_authorised(world):
 
 
 def stalled(world):
-    world.environment.setenv("MISTRAL_FETCH_READ_TIMEOUT", "0.3")
+    world.environment.setenv("MISTRAL_FETCH_READ_TIMEOUT", "0.2")
+    delay_after = Backoff.delay_after
+    shortly = lambda backoff, error: None if delay_after(backoff, error) is None else 0.01  # noqa: E731
+    world.environment.setattr(Backoff, "delay_after", shortly)
     with PUBLISHER.serve() as mirror:
         mirror.script_range("tiny/weights.bin", 0, len(WEIGHTS), [Fault(hang_at=-1)], times=-1)
         return world.program("pull", mirror.url("tiny.meta4"), "--via", "http")

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import subprocess
 import sys
@@ -13,7 +14,6 @@ import pytest
 
 from mistral_fetch.errors import Interrupted, StoreLocked, StoreNotWritable
 from mistral_fetch.sources.base import StopSignal
-from mistral_fetch.store import lock
 from mistral_fetch.store.lock import describe_owner, locked
 
 HOLDER = """
@@ -102,7 +102,7 @@ def test_where_locks_are_not_supported_the_work_goes_on(
     def unsupported(*_: object) -> None:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(lock.fcntl, "flock", unsupported)
+    monkeypatch.setattr(fcntl, "flock", unsupported)
     take(tmp_path / "m")
 
 
