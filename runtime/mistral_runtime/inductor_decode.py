@@ -64,6 +64,8 @@ def decode_with(block: Block) -> Step:
         # Of one token the last logits are all there are, whatever `last_only` says.
         (token,) = ids
         cache.require_room(1)
+        if not cache.hides_nothing(1):
+            raise ValueError("a compiled step knows no mask: it needs a cache without slack")
         position, device = cache.length, model.device
         slot = torch.tensor([position % cache.capacity], device=device)
         seen = torch.empty(min(position + 1, cache.capacity), 0, device=device)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mistral_runtime.attention import grouped_attention, window_mask
-from mistral_runtime.kernels import attention
+from mistral_runtime.kernels import calling
 from mistral_runtime.kernels.attention import AttentionKernel, attention_kernel, takes
 from mistral_runtime.kernels.build import ATTENTION_SOURCE, BuildFailed, load_library
 
@@ -170,7 +170,7 @@ def test_without_a_compiler_there_is_no_kernel(monkeypatch: pytest.MonkeyPatch) 
     def fail(_source: Path) -> None:
         raise BuildFailed("no C compiler")
 
-    monkeypatch.setattr(attention, "load_library", fail)
+    monkeypatch.setattr(calling, "load_library", fail)
     assert attention_kernel.__wrapped__() is None
 
 

@@ -113,8 +113,8 @@ def test_steps_of_both_kinds_can_follow_each_other(model: Transformer) -> None:
         one = by_tensors if len(ids) == 1 and next(turns) % 3 else eager_step
         return one(model, ids, cache, last_only=last_only)
 
-    expected = list(Engine(model).generate(Request(PROMPT, 30)))
-    assert list(Engine(model, step=mixed).generate(Request(PROMPT, 30))) == expected
+    expected = list(Engine(model, slack=0).generate(Request(PROMPT, 30)))
+    assert list(Engine(model, step=mixed, slack=0).generate(Request(PROMPT, 30))) == expected
 
 
 # --- when which step is used ------------------------------------------------------------------------------------------
@@ -123,8 +123,8 @@ def test_steps_of_both_kinds_can_follow_each_other(model: Transformer) -> None:
 def test_answers_do_not_wait_and_later_tokens_are_compiled(model: Transformer, compiler: StandInCompiler) -> None:
     notices = Notices()
     step = BackgroundCompiledStep(model, compiler, report=notices)
-    expected = list(Engine(model).generate(Request(PROMPT, 30)))
-    answer = iter(Engine(model, step=step).generate(Request(PROMPT, 30)))
+    expected = list(Engine(model, slack=0).generate(Request(PROMPT, 30)))
+    answer = iter(Engine(model, step=step, slack=0).generate(Request(PROMPT, 30)))
     tokens = [next(answer) for _ in range(10)]
     assert not step.is_compiled
     assert notices.texts == []
@@ -160,8 +160,8 @@ def test_failure_is_one_notice_and_answers_go_on(
     step = BackgroundCompiledStep(model, compiler, report=notices)
     assert notices.wait().startswith(f"compile: steps stay eager ({type(error).__name__}")
     assert "\n" not in notices.texts[0]
-    expected = list(Engine(model).generate(Request(PROMPT, 9)))
-    assert list(Engine(model, step=step).generate(Request(PROMPT, 9))) == expected
+    expected = list(Engine(model, slack=0).generate(Request(PROMPT, 9)))
+    assert list(Engine(model, step=step, slack=0).generate(Request(PROMPT, 9))) == expected
     assert len(notices.texts) == 1
 
 
@@ -202,8 +202,8 @@ def test_step_that_fails_later_is_given_up_and_its_token_is_not_lost(
     compiler.may_finish.set()
     step = BackgroundCompiledStep(model, compiler, report=notices)
     notices.wait()
-    expected = list(Engine(model).generate(Request(PROMPT, 20)))
-    answer = iter(Engine(model, step=step).generate(Request(PROMPT, 20)))
+    expected = list(Engine(model, slack=0).generate(Request(PROMPT, 20)))
+    answer = iter(Engine(model, step=step, slack=0).generate(Request(PROMPT, 20)))
     tokens = [next(answer) for _ in range(6)]
     broken.set()
     assert [*tokens, *answer] == expected
@@ -260,6 +260,6 @@ def test_inductor_compiles_once_for_every_position_and_answers_the_same(
             return step(model, ids, cache, last_only=last_only)
 
     for length in (3, 50):
-        expected = list(Engine(model).generate(Request(PROMPT, length)))
-        assert list(Engine(model, step=decode).generate(Request(PROMPT, length))) == expected
+        expected = list(Engine(model, slack=0).generate(Request(PROMPT, length)))
+        assert list(Engine(model, step=decode, slack=0).generate(Request(PROMPT, length))) == expected
     assert counters["stats"]["unique_graphs"] == 1

@@ -14,6 +14,7 @@ from torch import Tensor
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.engine import Engine, Request, check_context
 from mistral_runtime.errors import BadRequest, EmptyPrompt, PromptTooLong
+from mistral_runtime.lookup import MAX_DRAFT
 from mistral_runtime.sampling_params import SamplingParams
 from mistral_runtime.session import answer_tokens
 from mistral_runtime.snapshot import find_weights, load_config
@@ -160,5 +161,5 @@ def test_nothing_to_continue_and_nothing_asked_for_are_refused(model: Transforme
 def test_answers_beyond_the_window_keep_a_small_cache(model: Transformer) -> None:
     generation = Engine(model).generate(Request(PROMPT, 100))
     assert len(list(generation)) == 100
-    assert generation._cache.capacity == 8
+    assert generation._cache.capacity == 8 + MAX_DRAFT
     assert all(torch.isfinite(keys).all() for keys in generation._cache.keys)

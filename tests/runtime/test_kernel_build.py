@@ -16,7 +16,7 @@ from torch import Tensor
 import mistral_runtime
 from mistral_runtime import linear_rows
 from mistral_runtime.__main__ import main
-from mistral_runtime.kernels import build, rows, tiles
+from mistral_runtime.kernels import build, calling, rows, tiles
 from mistral_runtime.kernels.build import BuildFailed, load_library
 from mistral_runtime.kernels.rows import kernels_reason, row_kernels
 
@@ -166,7 +166,7 @@ def test_without_kernels_there_is_a_reason(
         monkeypatch.setattr(Path, "home", nowhere)
         reason = "home directory"
     else:
-        monkeypatch.setenv(rows.DISABLE_VARIABLE, "off")
+        monkeypatch.setenv(calling.DISABLE_VARIABLE, "off")
         reason = "MISTRAL_RUNTIME_KERNELS=off"
     assert row_kernels.__wrapped__() is None
     assert reason in kernels_reason()
