@@ -12,7 +12,7 @@ help:  ## List what can be made
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[runtime,serve,sign,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[runtime,serve,sign,docs,dev]'
 	@touch $@
 
 demo: $(STAMP)  ## Install, then the whole product on loopback in a minute
@@ -35,7 +35,6 @@ docs: $(STAMP)  ## Regenerate the command-line reference and the manual page
 	$(BIN)/python tools/generate_man_page.py
 
 site: $(STAMP)  ## Build the documentation as a site, into site/; a broken link ends it
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[docs]'
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 sbom: $(STAMP)  ## Print a software bill of materials of the base program (CycloneDX)

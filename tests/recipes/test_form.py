@@ -95,6 +95,14 @@ def test_cloud_init_is_told_what_it_understands():
     assert all(isinstance(word, str) for command in told["runcmd"] for word in command)
 
 
+@pytest.mark.interop
+@pytest.mark.skipif(shutil.which("cloud-init") is None, reason="cloud-init is not installed")
+def test_cloud_init_itself_accepts_it():
+    command = ["cloud-init", "schema", "--config-file", str(RECIPES / "cloud-init/user-data.yaml")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_workflow_has_the_parts_of_one():
     text = (RECIPES / "github-actions/models.yml").read_text()
     told = yaml.load(text.replace("\non:", "\n'on':"), yaml.SafeLoader)  # YAML 1.1 takes "on" for true

@@ -83,3 +83,12 @@ def test_a_recipe_brings_the_model_once_and_mends_what_is_damaged(apply, prepare
     assert digest_of(blob) == blob.name
     if kind == "ansible":
         assert re.search(r"changed=1 ", said[0]), said[0]
+
+
+def test_what_was_provisioned_answers(prepared, models):
+    appliers.shell(prepared, models)
+    prepared.environment["MISTRAL_FETCH_HOME"] = str(prepared.path("/var/lib/mistral-fetch"))
+    question = "Q: What licence is Mistral 7B under?\nA:"
+    options = ["--offline", "--quiet", "--temperature", "0", "--max-tokens", "12"]
+    answer = prepared.run(["/opt/mistral-fetch/bin/mistral-fetch", "run", prepared.model, question, *options])
+    assert "Mistral 7B is released under" in answer
