@@ -132,14 +132,20 @@ def loopback(text: str) -> str:
     return re.sub(r"0\.0\.0\.0:\d+", "127.0.0.1:0", text).replace(" --peer model-fleet:6881", "")
 
 
+def build_tool(sandbox: Sandbox) -> Path:
+    """Make what the Dockerfile's stage ``tool`` makes, and return its environment."""
+    shutil.copy(sandbox.wheel, sandbox.path(f"/wheels/{sandbox.wheel.name}"))
+    for stage, word, rest in docker_stages((RECIPES / "docker/Dockerfile").read_text()):
+        if (stage, word) == ("tool", "RUN"):
+            sandbox.run(rest)
+    return sandbox.path("/opt/mistral-fetch")
+
+
 def install(sandbox: Sandbox) -> None:
-    """Make what the Dockerfile's stage ``tool`` makes, unless it is there."""
-    if not sandbox.path("/opt/mistral-fetch/bin/mistral-fetch").exists():
-        steps = docker_stages((RECIPES / "docker/Dockerfile").read_text())
-        shutil.copy(sandbox.wheel, sandbox.path(f"/wheels/{sandbox.wheel.name}"))
-        for stage, word, rest in steps:
-            if (stage, word) == ("tool", "RUN"):
-                sandbox.run(rest)
+    """Start from the image that :func:`build_tool` made."""
+    place = sandbox.path("/opt/mistral-fetch")
+    if not place.is_symlink():
+        place.symlink_to(sandbox.tool)
         sandbox.use("/opt/mistral-fetch")
 
 

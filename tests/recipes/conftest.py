@@ -11,6 +11,7 @@ import pytest
 
 from mistral_fetch.manifest import ModelInfo
 from mistral_fetch.simulators.publisher import PublisherSimulator
+from tests.recipes.appliers import build_tool
 from tests.recipes.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[2]
@@ -47,10 +48,16 @@ def models(mirror, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="session")
+def tool(tmp_path_factory, wheel):
+    """The environment of the image without weights, made as the Dockerfile says."""
+    return build_tool(Sandbox(tmp_path_factory.mktemp("image") / "machine", "no model", wheel))
+
+
 @pytest.fixture
-def sandbox(tmp_path, mirror, wheel):
+def sandbox(tmp_path, mirror, wheel, tool):
     """A machine with nothing on it."""
-    return Sandbox(tmp_path / "machine", mirror.url("demo.meta4"), wheel)
+    return Sandbox(tmp_path / "machine", mirror.url("demo.meta4"), wheel, tool)
 
 
 @pytest.fixture

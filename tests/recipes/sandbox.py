@@ -30,6 +30,7 @@ cp {pip} "$3/bin/pip"
 _PIP = """\
 #!/bin/sh
 folder=$(dirname "$0")
+test -x "$folder/mistral-fetch" && exit  # as pip does where a requirement is satisfied
 for last; do :; done
 case $last in *.whl*) {python} -m pip --python "$folder/python" "$@" --no-deps --no-index;; esac
 for packages in "$folder"/../lib/python*/site-packages; do printf '%s' '{borrowed}' >"$packages/borrowed.pth"; done
@@ -43,6 +44,7 @@ class Sandbox:
     root: Path
     model: str
     wheel: Path
+    tool: Path = Path()  # an environment that was made before, for recipes that begin with an image
     environment: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -58,6 +60,8 @@ class Sandbox:
             "HOME": str(self.root / "home"),
             "MISTRAL_FETCH_DISK_RESERVE": "0",
             "TMPDIR": str(self.root),
+            # A new home has no compiled kernels; that they can be built is another test's concern, and takes its time.
+            "MISTRAL_RUNTIME_KERNELS": "off",
         }
 
     def _script(self, name: str, text: str) -> None:
@@ -88,10 +92,6 @@ class Sandbox:
         )
         assert done.returncode == 0, f"{shlex.join(argv)}\n{done.stdout}\n{done.stderr}"
         return done.stdout
-
-    def program(self, prefix: str = "/opt/mistral-fetch") -> str:
-        """Return the installed command."""
-        return f"{prefix}/bin/mistral-fetch"
 
     def use(self, prefix: str) -> None:
         """Let an environment's programs be found by name, as an image does."""

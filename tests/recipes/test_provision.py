@@ -19,12 +19,16 @@ HOMES = {"docker": "/cache", "kubernetes": "/models", "workflow": "/workspace/.m
 HAS_ANSIBLE = shutil.which("ansible-playbook", path=str(Path(sys.executable).parent)) is not None
 RECIPES = [
     pytest.param(appliers.shell, id="shell"),
-    pytest.param(appliers.docker, id="docker"),
+    pytest.param(appliers.docker, id="docker", marks=pytest.mark.slow),
     pytest.param(appliers.cloud_init, id="cloud-init"),
     pytest.param(
         appliers.ansible,
         id="ansible",
-        marks=[pytest.mark.interop, pytest.mark.skipif(not HAS_ANSIBLE, reason="ansible-core is not installed")],
+        marks=[
+            pytest.mark.slow,
+            pytest.mark.interop,
+            pytest.mark.skipif(not HAS_ANSIBLE, reason="ansible-core is not installed"),
+        ],
     ),
     pytest.param(appliers.systemd_sync, id="systemd"),
     pytest.param(appliers.kubernetes("serve.yaml"), id="kubernetes"),
