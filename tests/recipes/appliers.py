@@ -14,6 +14,7 @@ import yaml
 from tests.recipes.sandbox import RECIPES, Sandbox
 
 ROOT = RECIPES.parent
+SOURCES = ("mistral_fetch", "runtime", "pyproject.toml", "README.md", "LICENSE", "docs/mistral-fetch.1")
 
 
 def shell(sandbox: Sandbox, models: Path) -> list[str]:
@@ -59,7 +60,7 @@ def docker(sandbox: Sandbox, models: Path) -> list[str]:
 def copy_sources(target: Path) -> None:
     """Copy what a clone has and a wheel is made from."""
     target.mkdir(exist_ok=True)
-    for name in ("mistral_fetch", "runtime", "pyproject.toml", "README.md", "LICENSE", "docs/mistral-fetch.1"):
+    for name in SOURCES:
         source, place = ROOT / name, target / name
         place.parent.mkdir(exist_ok=True)
         if source.is_dir():

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.recipes.appliers import docker_stages, pod_of
+from tests.recipes.appliers import SOURCES, docker_stages, pod_of
 from tests.recipes.sandbox import RECIPES
 
 UNITS = sorted((RECIPES / "systemd").glob("*.service"))
@@ -120,3 +120,10 @@ def test_the_last_image_has_the_weights_and_the_tool_has_none():
     assert not any(stage == "tool" and "weights" in rest for stage, _, rest in steps)
     sources = re.findall(r"--from=(\w+)", " ".join(rest for _, _, rest in steps))
     assert set(sources) <= stages | {"models"}
+
+
+def test_the_builder_gets_what_the_test_copies_and_no_more():
+    kept = [
+        line[1:] for line in (RECIPES / "docker/Dockerfile.dockerignore").read_text().splitlines() if line[:1] == "!"
+    ]
+    assert sorted(kept) == sorted(SOURCES)
