@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 CODE := mistral_fetch runtime tests tools benchmarks
 
-.PHONY: help demo test check fix docs bench clean
+.PHONY: help demo test check fix docs site sbom bench clean
 
 help:  ## List what can be made
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 10
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[runtime,serve,sign,dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[runtime,serve,sign,docs,dev]'
 	@touch $@
 
 demo: $(STAMP)  ## Install, then the whole product on loopback in a minute
@@ -34,8 +34,14 @@ docs: $(STAMP)  ## Regenerate the command-line reference and the manual page
 	$(BIN)/python tools/generate_cli_reference.py
 	$(BIN)/python tools/generate_man_page.py
 
+site: $(STAMP)  ## Build the documentation as a site, into site/; a broken link ends it
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+sbom: $(STAMP)  ## Print a software bill of materials of the base program (CycloneDX)
+	@$(BIN)/python tools/generate_sbom.py
+
 bench: $(STAMP)  ## Say what each file in benchmarks/ measures, and how to run it
 	@for file in $$(grep -l __main__ benchmarks/*.py); do echo "$(BIN)/python $$file"; sed -n '1s/"""/    /gp' $$file; done
 
 clean:  ## Remove everything that was built
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build dist site .pytest_cache .mypy_cache .ruff_cache
