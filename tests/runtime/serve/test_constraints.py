@@ -110,6 +110,8 @@ BAD = {
     "no choice": (Grammar("choice", "[]"), "1 to 1000"),
     "empty choice": (Grammar("choice", '[""]'), "none empty"),
     "long": (Grammar("regex", "a" * (MAX_GRAMMAR_BYTES + 1)), "bytes"),
+    "half a pair": (Grammar("regex", "\ud800"), "surrogate"),
+    "half a pair, escaped": (Grammar("choice", '["\\ud800"]'), "expected what llguidance can build"),
     "kind": (Grammar("xml", "a"), "found 'xml'"),  # type: ignore[arg-type]
 }
 
