@@ -32,7 +32,9 @@ def call_grammar(use: ToolUse, *, is_array: bool) -> Grammar:
     allowed = [tool for tool in use.tools if use.forced_name in (None, tool.name)]
     root = "#/items" if is_array else "#"
     one: dict[str, Any] = {
-        "anyOf": [_call_schema(tool, f"{root}/anyOf/{index}/properties/arguments") for index, tool in enumerate(allowed)]
+        "anyOf": [
+            _call_schema(tool, f"{root}/anyOf/{index}/properties/arguments") for index, tool in enumerate(allowed)
+        ]
     }
     if not is_array:
         return schema_grammar(one)
