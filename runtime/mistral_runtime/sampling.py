@@ -83,7 +83,7 @@ def candidates(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor |
     The ids are None where they are all of the vocabulary. Each filter looks only at what the one before it left: after
     the first one that is few, and what is done with few costs nothing.
     """
-    # Shifted first: a tiny temperature would otherwise push the largest logits to infinity. One that float32 cannot hold
+    # Shifted first: a tiny temperature would otherwise push the largest logits to infinity. One too small for float32
     # would be 0 there, and 0 / 0 is no number.
     logits = (logits - logits.max()) / max(params.temperature, _FLOAT32.tiny)
     ids = None
