@@ -69,9 +69,12 @@ def test_bad_addresses_are_told(snapshot):
 
 
 def test_no_token_waits_for_the_clients_acknowledgement():
-    with listen_tcp(socket.AF_INET, ("127.0.0.1", 0)) as listener:
-        with socket.create_connection(listener.getsockname()), listener.accept()[0] as accepted:
-            assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+    with (
+        listen_tcp(socket.AF_INET, ("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_directory_without_a_model_is_told(tmp_path):
