@@ -113,12 +113,18 @@ def _as_refusal(grammar: Grammar, error: BaseException) -> MistralRuntimeError:
 
 
 class Constraint:
-    """Where one answer is in its grammar."""
+    """Where one answer is in its grammar.
+
+    Attributes:
+        is_complete: Whether nothing can follow.
+    """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int, worker: ThreadPoolExecutor) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._worker = worker
+        # Asked for beforehand: while a mask is computed the matcher raises at every other call.
+        self.is_complete = matcher.is_stopped()
         self._next: Future[bytes] = worker.submit(matcher.compute_bitmask)
 
     def mask(self) -> Tensor:
@@ -142,6 +148,7 @@ class Constraint:
         """
         if not self._matcher.consume_token(token):
             raise self._broken()
+        self.is_complete = self._matcher.is_stopped()
         if not self.is_complete:
             self._next = self._worker.submit(self._matcher.compute_bitmask)
 
@@ -151,11 +158,6 @@ class Constraint:
             detail=f"expected a next token within llguidance's limits, found: {self._matcher.get_error()}",
             hint="make the grammar simpler",
         )
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing can follow."""
-        return self._matcher.is_stopped()
 
 
 class Constraints:

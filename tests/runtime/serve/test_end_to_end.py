@@ -122,11 +122,12 @@ def test_the_openai_client_parses_answers_and_calls(client):
     assert parsed.now.force in ("weak", "strong")
 
     tools = [openai.pydantic_function_tool(report, name="tell"), openai.pydantic_function_tool(wind, name="blow")]
+    ask = openai_answer(tools=tools, max_tokens=1000)  # this model likes line breaks, and they are allowed
     forced = {"type": "function", "function": {"name": "tell"}}
-    message = client.chat.completions.parse(**openai_answer(tools=tools, tool_choice=forced)).choices[0].message
+    message = client.chat.completions.parse(**ask, tool_choice=forced).choices[0].message
     (call,) = message.tool_calls
     assert isinstance(call.function.parsed_arguments, report)
-    with client.chat.completions.stream(**openai_answer(tools=tools, tool_choice="required")) as stream:
+    with client.chat.completions.stream(**ask, tool_choice="required") as stream:
         final = stream.get_final_completion().choices[0]
     assert final.finish_reason == "tool_calls"
     assert isinstance(final.message.tool_calls[0].function.parsed_arguments, report | wind)
