@@ -136,7 +136,7 @@ class BusyMatcher:
 
     def compute_bitmask(self) -> bytes:
         with self._busy:
-            self.go_on.acquire()
+            self.go_on.acquire(timeout=10)  # so that a failure ends
         return b"\xff"
 
     def is_stopped(self) -> bool:
