@@ -87,7 +87,12 @@ OWNERS = {
     "typer": {"mistral_fetch.cli.*"},
     "model_signing": {"mistral_fetch.signatures"},
     "starlette": {"mistral_fetch.publish.mirror", "mistral_runtime.serve.*"},
-    "uvicorn": {"mistral_fetch.publish.mirror", "mistral_runtime.serve.http_server"},
+    "uvicorn": {
+        "mistral_fetch.publish.mirror",
+        "mistral_runtime.serve.connection",
+        "mistral_runtime.serve.http_server",
+    },
+    "h11": {"mistral_runtime.serve.connection"},  # uvicorn's own parser, whose state tells what is waited for
     "prometheus_client": {"mistral_fetch.publish.status", "mistral_runtime.serve.metrics"},
     "platformdirs": {"mistral_fetch.config"},
     "tomli": {"mistral_fetch.strict_toml"},  # tomllib before Python 3.11
@@ -187,6 +192,7 @@ NETWORK_USERS = {
         for module in ("event_stream", "fan_out", "guard", "threads", "token_routes")
     },
     "mistral_runtime.serve.command": {"asyncio", "socket"},
+    "mistral_runtime.serve.connection": {"asyncio"},
     "mistral_runtime.serve.http_server": {"asyncio", "socket"},
     "mistral_runtime.serve.listening": {"socket"},  # what the server listens on
     "mistral_runtime.serve.notify": {"socket"},  # datagrams to systemd

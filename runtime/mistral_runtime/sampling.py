@@ -17,6 +17,7 @@ from mistral_runtime.errors import NonFiniteLogits
 from mistral_runtime.sampling_params import SamplingParams
 
 _TOP_P_COUNTS = (64, 1024)
+_FLOAT32 = torch.finfo(torch.float32)
 
 
 def new_generator(params: SamplingParams) -> torch.Generator:
@@ -82,8 +83,9 @@ def candidates(logits: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor |
     The ids are None where they are all of the vocabulary. Each filter looks only at what the one before it left: after
     the first one that is few, and what is done with few costs nothing.
     """
-    # Shifted first: a tiny temperature would otherwise push the largest logits to infinity.
-    logits = (logits - logits.max()) / params.temperature
+    # Shifted first: a tiny temperature would otherwise push the largest logits to infinity. One too small for float32
+    # would be 0 there, and 0 / 0 is no number.
+    logits = (logits - logits.max()) / max(params.temperature, _FLOAT32.tiny)
     ids = None
     filters: list[Callable[[Tensor], Tensor]] = []
     if params.top_k:
@@ -104,8 +106,13 @@ def penalize(logits: Tensor, seen: Iterable[int], penalty: float) -> Tensor:
     Positive logits are divided and negative ones multiplied, so that the push is downward for both.
     """
     ids = torch.tensor(sorted(set(seen)), dtype=torch.long)
-    chosen = logits[ids]
-    return logits.index_put((ids,), torch.where(chosen > 0, chosen / penalty, chosen * penalty))
+    return logits.index_put((ids,), pushed_down(logits[ids], penalty))
+
+
+def pushed_down(chosen: Tensor, penalty: float) -> Tensor:
+    """Return logits of tokens already seen after the penalty, all of them finite however small it is."""
+    changed = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
+    return changed.clamp(_FLOAT32.min, _FLOAT32.max)
 
 
 def top_k_ids(logits: Tensor, k: int) -> Tensor:
@@ -118,6 +125,7 @@ def top_p_ids(logits: Tensor, p: float) -> Tensor:
 
     A token stays while the sum before it is below p, so the likeliest always stays; of equals those with lower ids do.
     """
+    p = max(p, _FLOAT32.tiny)  # what float32 cannot hold would be 0, which no sum is below
     probabilities = logits.softmax(-1)
     # Sorting all of 32,000 takes milliseconds, and most often a few hold nearly everything.
     for count in (*(n for n in _TOP_P_COUNTS if n < logits.numel()), logits.numel()):

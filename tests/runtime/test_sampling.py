@@ -145,3 +145,21 @@ def test_setting_out_of_range_is_refused_by_name(settings: dict[str, Any]) -> No
     with pytest.raises(BadSampling, match=next(iter(settings))) as caught:
         SamplingParams(**settings)
     assert caught.value.exit_code == 2
+
+
+SMALLEST = 5e-324
+
+
+@pytest.mark.parametrize("params", [{"temperature": SMALLEST}, {"temperature": 1e-40}, {"top_p": SMALLEST}])
+def test_numbers_too_small_for_float32_leave_the_likeliest_alone(params: dict[str, float]) -> None:
+    chosen = SamplingParams(**{"temperature": 1.0, "seed": 1, **params})
+    assert token_probabilities(LOGITS, chosen).tolist() == [1, 0, 0, 0, 0]
+    assert set(_draw(chosen, 5)) == {0}
+
+
+@pytest.mark.parametrize("penalty", [SMALLEST, 1e-40, 1e-30])
+def test_a_penalty_too_small_for_float32_leaves_numbers(penalty: float) -> None:
+    logits = torch.tensor([2.0, 1.0, 0.0, -1.0])
+    params = SamplingParams(1.0, repetition_penalty=penalty, seed=1)
+    assert penalize(logits, [0, 1, 3], penalty).isfinite().all()
+    assert set(_draw(params, 20, logits, seen=(0, 1, 3))) <= {0, 1}

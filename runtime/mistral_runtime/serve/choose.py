@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mistral_runtime.sampling import draw_token, new_generator
+from mistral_runtime.sampling import draw_token, new_generator, pushed_down
 from mistral_runtime.scoring import likeliest
 from mistral_runtime.serve.protocol import Generate
 
@@ -81,8 +81,7 @@ class Chooser:
     def _penalized(self, logits: Tensor) -> Tensor:
         if self._seen_ids is None:
             self._seen_ids = torch.tensor(sorted(self._seen), dtype=torch.long)
-        chosen, penalty = logits[self._seen_ids], self._sampling.repetition_penalty
-        changed = torch.where(chosen > 0, chosen / penalty, chosen * penalty)
+        changed = pushed_down(logits[self._seen_ids], self._sampling.repetition_penalty)
         return logits.index_put((self._seen_ids,), changed)
 
 

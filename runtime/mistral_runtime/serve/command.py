@@ -118,7 +118,7 @@ async def _serve(options: ServeOptions, service: Service, rules: GuardRules, lis
     if server.failure is not None:
         write_err(server.failure.text)
         return server.failure.exit_code
-    return Interrupted.exit_code if server.was_forced else 0
+    return Interrupted.exit_code if server.has_cut_off else 0
 
 
 def _listen(options: ServeOptions, *, has_keys: bool) -> tuple[socket.socket, str]:

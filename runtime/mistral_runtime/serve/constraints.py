@@ -42,6 +42,8 @@ def grammar_source(grammar: Grammar) -> str:
     size = len(grammar.text.encode("utf-8", "surrogatepass"))
     if size > MAX_GRAMMAR_BYTES:
         raise _refused(grammar, f"expected at most {MAX_GRAMMAR_BYTES} bytes, found {size}")
+    if any("\ud800" <= character <= "\udfff" for character in grammar.text):
+        raise _refused(grammar, "expected text that UTF-8 can hold, found half of a surrogate pair")
     from llguidance import LLMatcher
 
     if grammar.kind == "json_object":
@@ -97,13 +99,32 @@ def _refused(grammar: Grammar, detail: str) -> BadRequest:
     return BadRequest(f"the {str(grammar.kind)[:20]} grammar is refused", detail=detail, hint=_HINT)
 
 
+def _as_refusal(grammar: Grammar, error: BaseException) -> MistralRuntimeError:
+    """Return what to say of a grammar that was not built: a panic of llguidance's ends no more than its own answer."""
+    if isinstance(error, MistralRuntimeError):
+        return error
+    if isinstance(error, ModuleNotFoundError):
+        return BadRequest(
+            "grammars are not available here",
+            detail=f"expected the package llguidance, found: {error}",
+            hint='install it on the server: pip install "mistral-fetch[serve]"',
+        )
+    return _refused(grammar, f"expected what llguidance can build, found: {type(error).__name__}: {str(error)[:200]}")
+
+
 class Constraint:
-    """Where one answer is in its grammar."""
+    """Where one answer is in its grammar.
+
+    Attributes:
+        is_complete: Whether nothing can follow.
+    """
 
     def __init__(self, matcher: LLMatcher, vocab_size: int, worker: ThreadPoolExecutor) -> None:
         self._matcher = matcher
         self._vocab_size = vocab_size
         self._worker = worker
+        # Asked for beforehand: while a mask is computed the matcher raises at every other call.
+        self.is_complete = matcher.is_stopped()
         self._next: Future[bytes] = worker.submit(matcher.compute_bitmask)
 
     def mask(self) -> Tensor:
@@ -127,6 +148,7 @@ class Constraint:
         """
         if not self._matcher.consume_token(token):
             raise self._broken()
+        self.is_complete = self._matcher.is_stopped()
         if not self.is_complete:
             self._next = self._worker.submit(self._matcher.compute_bitmask)
 
@@ -136,11 +158,6 @@ class Constraint:
             detail=f"expected a next token within llguidance's limits, found: {self._matcher.get_error()}",
             hint="make the grammar simpler",
         )
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether nothing can follow."""
-        return self._matcher.is_stopped()
 
 
 class Constraints:
@@ -154,22 +171,14 @@ class Constraints:
         self._tokenizer: LLTokenizer | None = None
 
     def compile(self, grammar: Grammar, done: Callable[[Constraint | MistralRuntimeError], None]) -> None:
-        """Build a grammar on the other thread, which then calls `done`."""
+        """Build a grammar on the other thread, which then calls `done`, whatever came of it."""
 
-        def work() -> None:
-            try:
-                result: Constraint | MistralRuntimeError = self._compiled(grammar)
-            except MistralRuntimeError as error:
-                result = error
-            except ModuleNotFoundError as error:
-                result = BadRequest(
-                    "grammars are not available here",
-                    detail=f"expected the package llguidance, found: {error}",
-                    hint='install it on the server: pip install "mistral-fetch[serve]"',
-                )
-            done(result)
+        def tell(built: Future[Constraint]) -> None:
+            if not built.cancelled():
+                error = built.exception()
+                done(built.result() if error is None else _as_refusal(grammar, error))
 
-        self._builder.submit(work)
+        self._builder.submit(self._compiled, grammar).add_done_callback(tell)
 
     def _compiled(self, grammar: Grammar) -> Constraint:
         source = grammar_source(grammar)

@@ -6,7 +6,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from mistral_runtime.serve.api_error import ApiError, ClientGone, as_api_error
@@ -32,7 +32,7 @@ def answered(handler: Handler) -> Handler:
     async def answer(request: Request) -> Response:
         try:
             return await handler(request)
-        except ClientGone:
+        except (ClientGone, ClientDisconnect):  # the second in the middle of a body
             return Response(status_code=GONE)
         except HTTPException:
             raise

@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 import uvicorn
 
 from mistral_runtime.serve.application import build_application
+from mistral_runtime.serve.connection import Connection
 from mistral_runtime.serve.engine_port import EngineFailed
 from mistral_runtime.serve.guard import GuardRules
 from mistral_runtime.serve.notify import notify
@@ -39,6 +40,10 @@ class HttpServer:
         drain_seconds: How long answers may take after the first signal.
         report: Tells people what happens.
         handles_signals: Whether SIGINT and SIGTERM are this server's; only possible in the main thread.
+
+    Attributes:
+        failure: Why the engine did not load, if it did not.
+        has_cut_off: Whether answers were ended before their end.
     """
 
     def __init__(
@@ -57,7 +62,7 @@ class HttpServer:
         self._server = _Server(
             uvicorn.Config(
                 build_application(service, rules),
-                http="h11",
+                http=Connection,
                 loop="asyncio",
                 ws="none",
                 lifespan="off",
@@ -72,10 +77,11 @@ class HttpServer:
             )
         )
         self.failure: EngineFailed | None = None
+        self.has_cut_off = False
 
     @property
     def was_forced(self) -> bool:
-        """Whether a second signal ended answers."""
+        """Whether a second signal ended the server."""
         return self._server.force_exit
 
     async def serve(self, listener: socket.socket, *, tell_listening: Callable[[], None]) -> None:
@@ -89,6 +95,8 @@ class HttpServer:
             if not serving.done():
                 tell_listening()
             await serving
+            # Those that had no more time were told to end just now.
+            self.has_cut_off = self.was_forced or bool(self._server.server_state.tasks)
         finally:
             watch.cancel()
             with suppress(asyncio.CancelledError):

@@ -5,6 +5,7 @@ How guesses are kept or not is told in `engine.py`: a row counts for as long as 
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from mistral_runtime.sampling import require_finite
 from mistral_runtime.serve.answer import Writing
 from mistral_runtime.serve.choose import rows_at_a_glance, scored_rows, told_logprobs
 from mistral_runtime.serve.protocol import FinishReason, Token
+from mistral_runtime.terminal import write_err
 
 
 @dataclass
@@ -46,10 +48,22 @@ def choose_tokens(rows: Sequence[tuple[Writing, Tensor]], *, eos_id: int | None)
         first = span.stop
         try:
             _choose(chosen, logits, finite[span], likeliest[span], eos_id)
-        except MistralRuntimeError as error:
-            chosen.reason, chosen.error = "error", error
+        except Exception as error:  # noqa: BLE001 - one answer's settings must not end everybody's
+            chosen.reason, chosen.error = "error", _foreseen(error)
         found.append(chosen)
     return found
+
+
+def _foreseen(error: Exception) -> MistralRuntimeError:
+    """Return what to say of an answer's failure; for a bug, print its traceback."""
+    if isinstance(error, MistralRuntimeError):
+        return error
+    write_err("".join(traceback.format_exception(error)).rstrip())
+    return MistralRuntimeError(
+        "this is a bug in the engine",
+        detail=f"expected a next token, found {type(error).__name__}",
+        hint="report it with the traceback that the server's log has",
+    )
 
 
 def _choose(

@@ -17,6 +17,8 @@ from mistral_runtime.serve.grammar_fields import schema_grammar
 from mistral_runtime.serve.protocol import Grammar
 
 _ID_LETTERS = string.ascii_letters + string.digits
+_PLAIN_VALUES = {"const", "enum", "default", "examples"}  # values of the answer, whatever they look like
+_BY_NAME = {"properties", "patternProperties", "$defs", "definitions"}  # whose keys are no keywords
 _ID_LENGTH = 9  # what Mistral's v3 template asks of an id
 
 
@@ -28,20 +30,42 @@ def new_call_id() -> str:
 def call_grammar(use: ToolUse, *, is_array: bool) -> Grammar:
     """Return the grammar of the calls that are allowed where one is forced."""
     allowed = [tool for tool in use.tools if use.forced_name in (None, tool.name)]
-    one: dict[str, Any] = {"anyOf": [_call_schema(tool) for tool in allowed]}
+    root = "#/items" if is_array else "#"
+    one: dict[str, Any] = {
+        "anyOf": [
+            _call_schema(tool, f"{root}/anyOf/{index}/properties/arguments") for index, tool in enumerate(allowed)
+        ]
+    }
     if not is_array:
         return schema_grammar(one)
     limits = {"minItems": 1} | ({} if use.forced_name is None else {"maxItems": 1})
     return schema_grammar({"type": "array", "items": one, **limits})
 
 
-def _call_schema(tool: Tool) -> dict[str, Any]:
+def _call_schema(tool: Tool, place: str) -> dict[str, Any]:
     return {
         "type": "object",
-        "properties": {"name": {"const": tool.name}, "arguments": tool.parameters},
+        "properties": {"name": {"const": tool.name}, "arguments": _moved(tool.parameters, place)},
         "required": ["name", "arguments"],
         "additionalProperties": False,
     }
+
+
+def _moved(schema: Any, place: str) -> Any:
+    """Return a schema that stands at `place` of another: its `#` is no longer the root."""
+    if isinstance(schema, list):
+        return [_moved(each, place) for each in schema]
+    if not isinstance(schema, dict):
+        return schema
+    return {name: _moved_field(name, value, place) for name, value in schema.items()}
+
+
+def _moved_field(name: str, value: Any, place: str) -> Any:
+    if name == "$ref" and isinstance(value, str) and value.startswith("#"):
+        return place + value[1:]
+    if name in _BY_NAME and isinstance(value, dict):
+        return {each: _moved(inner, place) for each, inner in value.items()}
+    return value if name in _PLAIN_VALUES else _moved(value, place)
 
 
 class CallScanner:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import re
+from concurrent.futures import ThreadPoolExecutor
+from threading import Lock, Semaphore
 
 import pytest
 
 pytest.importorskip("llguidance")
 
 from mistral_runtime.sampling_params import SamplingParams
-from mistral_runtime.serve.constraints import MAX_GRAMMAR_BYTES, Constraints
+from mistral_runtime.serve.constraints import MAX_GRAMMAR_BYTES, Constraint, Constraints
 from mistral_runtime.serve.protocol import Cancel, Generate, Grammar
 from mistral_runtime.serve.vocabulary import Vocabulary
 from mistral_runtime.session import ComputeOptions, load_session, open_snapshot
@@ -110,6 +112,8 @@ BAD = {
     "no choice": (Grammar("choice", "[]"), "1 to 1000"),
     "empty choice": (Grammar("choice", '[""]'), "none empty"),
     "long": (Grammar("regex", "a" * (MAX_GRAMMAR_BYTES + 1)), "bytes"),
+    "half a pair": (Grammar("regex", "\ud800"), "surrogate"),
+    "half a pair, escaped": (Grammar("choice", '["\\ud800"]'), "expected what llguidance can build"),
     "kind": (Grammar("xml", "a"), "found 'xml'"),  # type: ignore[arg-type]
 }
 
@@ -121,6 +125,42 @@ def test_a_bad_grammar_is_refused_by_what_is_wrong(
     text, detail = ask(loop, demo_tokenizer, grammar)
     assert text == ""
     assert message in detail
+
+
+class BusyMatcher:
+    """Like llguidance's: while a mask is computed, no other call is allowed."""
+
+    def __init__(self) -> None:
+        self.go_on = Semaphore(0)
+        self._busy = Lock()
+
+    def compute_bitmask(self) -> bytes:
+        with self._busy:
+            self.go_on.acquire(timeout=10)  # so that a failure ends
+        return b"\xff"
+
+    def is_stopped(self) -> bool:
+        assert self._busy.acquire(blocking=False), "Already mutably borrowed"
+        self._busy.release()
+        return False
+
+    is_error = is_stopped
+
+    def consume_token(self, token: int) -> bool:
+        return not self.is_stopped()
+
+
+def test_nothing_is_asked_of_a_matcher_that_computes_a_mask() -> None:
+    matcher = BusyMatcher()
+    with ThreadPoolExecutor(1) as worker:
+        constraint = Constraint(matcher, 8, worker)  # type: ignore[arg-type]
+        for token in range(2):
+            assert not constraint.is_complete
+            matcher.go_on.release()
+            assert constraint.mask().all()
+            constraint.advance(token)
+        assert not constraint.is_complete
+        matcher.go_on.release()
 
 
 def test_others_go_on_while_a_grammar_is_built(loop: TestLoop, demo_tokenizer: Tokenizer) -> None:

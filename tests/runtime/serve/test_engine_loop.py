@@ -199,6 +199,24 @@ def test_a_value_that_is_no_number_ends_one_answer_alone(
     assert loop.tokens("again") == alone(model, again)
 
 
+def test_a_bug_in_the_choice_of_one_answer_ends_that_one_alone(
+    plain_model: Transformer, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def broken(*_arguments: object) -> int:
+        raise IndexError("out of range")
+
+    monkeypatch.setattr("mistral_runtime.serve.choose.draw_token", broken)
+    loop = TestLoop(plain_model)
+    other = Generate("other", prompts(1)[0], 6)
+    loop.put(Generate("drawn", prompts(1)[0], 6, SamplingParams(1.0, seed=1)), other)
+    loop.until_idle()
+    error = loop.finished("drawn").error
+    assert error is not None
+    assert error["what"] == "this is a bug in the engine"
+    assert loop.tokens("other") == alone(plain_model, other)
+    assert "IndexError: out of range" in capfd.readouterr().err
+
+
 def test_penalties_bias_and_least_length(plain_model: Transformer) -> None:
     prompt = prompts(1)[0]
     plain = alone(plain_model, Generate("a", prompt, 12))

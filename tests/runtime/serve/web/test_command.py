@@ -19,7 +19,7 @@ from mistral_runtime.arguments import build_parser
 from mistral_runtime.errors import BadRequest, MissingFile
 from mistral_runtime.serve.command import ServeOptions, run_serve
 from mistral_runtime.serve.engine_port import EngineFailed
-from mistral_runtime.serve.listening import is_loopback, listen_unix
+from mistral_runtime.serve.listening import is_loopback, listen_tcp, listen_unix
 from mistral_runtime.serve.notify import notify
 from tests.runtime.serve.web.scripted_engine import ScriptedEngine
 
@@ -66,6 +66,15 @@ def test_bad_addresses_are_told(snapshot):
         run_serve(options(snapshot, "--host", "no such host"), pytest.fail)
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(BadRequest, match="cannot listen"):
         run_serve(options(snapshot, "--port", taken.getsockname()[1]), pytest.fail)
+
+
+def test_no_token_waits_for_the_clients_acknowledgement():
+    with (
+        listen_tcp(socket.AF_INET, ("127.0.0.1", 0)) as listener,
+        socket.create_connection(listener.getsockname()),
+        listener.accept()[0] as accepted,
+    ):
+        assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
 
 
 def test_a_directory_without_a_model_is_told(tmp_path):

@@ -142,7 +142,7 @@ def test_an_answer_under_way_outlives_the_first_signal(make_service):
             rest = await reader.read()
             assert b"[DONE]" in rest
             await run.task
-            assert not run.server.was_forced
+            assert not run.server.has_cut_off
             assert service.engine.calls == ["start", "drain 30", "close"]
 
     test(scenario())
@@ -159,6 +159,7 @@ def test_the_second_signal_ends_at_once(make_service):
             os.kill(os.getpid(), signal.SIGINT)
             await run.task
             assert run.server.was_forced
+            assert run.server.has_cut_off
             assert service.engine.calls == ["start", "close"]
 
     test(scenario())
@@ -173,6 +174,8 @@ def test_an_answer_that_takes_too_long_is_cut_off(make_service):
             run.server.stop()
             await run.task
             await until(lambda: service.engine.closed)
+            assert run.server.has_cut_off
+            assert not run.server.was_forced
 
     test(scenario())
 
@@ -262,6 +265,40 @@ def test_a_body_that_does_not_come_is_not_waited_for(make_service):
             await reader.read()  # the connection is closed
 
     test(scenario())
+
+
+@pytest.mark.parametrize("before", ["", "GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n"], ids=["first", "second"])
+def test_a_head_that_drips_in_is_not_waited_for(make_service, monkeypatch, before):
+    async def scenario():
+        monkeypatch.setattr("mistral_runtime.serve.connection.HEAD_SECONDS", 0.3)
+        async with running(make_service()) as run:
+            reader, writer = await run.open()
+            writer.write(before.encode())
+            if before:
+                await reader.readuntil(b"}")
+                assert await run.status("GET", "/health") == 200
+            writer.write(b"GET /health HTTP/1.1\r\n")
+            while not reader.at_eof():
+                writer.write(b"x: y\r\n")
+                with suppress(asyncio.TimeoutError, ConnectionError):
+                    await asyncio.wait_for(reader.read(1), 0.02)
+
+    test(scenario())
+
+
+def test_a_client_that_leaves_amid_its_body_is_no_bug(make_service, capfd):
+    async def scenario():
+        lines = []
+        async with running(make_service(), GuardRules(log=lines.append)) as run:
+            _reader, writer = await run.open()
+            writer.write(f"POST {CHAT} HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\n{{".encode())
+            await writer.drain()
+            writer.close()
+            await until(lambda: lines)
+            assert " 499 " in lines[0]
+
+    test(scenario())
+    assert capfd.readouterr().err == ""
 
 
 def test_a_reader_that_dawdles_holds_nobody_up(make_service):

@@ -9,7 +9,7 @@ import pytest
 
 from mistral_runtime.serve.chat_schema import ChatMessage, Tool, ToolCall, ToolUse
 from mistral_runtime.serve.protocol import Finished, Token
-from mistral_runtime.serve.tool_calls import CallScanner
+from mistral_runtime.serve.tool_calls import CallScanner, call_grammar
 from tests.runtime.serve.web.scripted_engine import events_of
 
 URL = "/v1/chat/completions"
@@ -119,6 +119,27 @@ def test_a_forced_call_is_held_to_its_schema(make_service, client_of, v3, choice
     assert schema["type"] == "array"
     assert schema["items"]["anyOf"][0]["properties"]["arguments"] == WEATHER["function"]["parameters"]
     assert answer["choices"][0]["message"]["tool_calls"][0]["function"]["name"] == "weather"
+
+
+@pytest.mark.parametrize("is_array", [False, True])
+def test_references_of_parameters_lead_to_where_they_stand_in_the_whole(is_array):
+    parameters = {
+        "$defs": {"wind": {"enum": ["$ref", "east"]}, "more": {"$ref": "#/$defs/wind"}},
+        "properties": {"default": {"$ref": "#/$defs/more"}, "again": {"$ref": "#"}},
+    }
+    plain = Tool("plain", "", {"type": "object"})
+    use = ToolUse((plain, Tool("weather", "", parameters)), forced=True)
+    schema = json.loads(call_grammar(use, is_array=is_array).text)
+
+    def at(pointer):
+        found = schema
+        for step in pointer.removeprefix("#/").split("/"):
+            found = found[int(step)] if isinstance(found, list) else found[step]
+        return found
+
+    moved = (schema["items"] if is_array else schema)["anyOf"][1]["properties"]["arguments"]
+    assert at(at(moved["properties"]["default"]["$ref"])["$ref"]) == {"enum": ["$ref", "east"]}
+    assert at(moved["properties"]["again"]["$ref"]) is moved
 
 
 @pytest.mark.parametrize("template", ["v1", "demo"])
