@@ -20,6 +20,8 @@ from mistral_runtime.conversation_cache import ConversationCache
 from mistral_runtime.device import Compute, plan_memory
 from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, Step, check_context, eager_step
 from mistral_runtime.errors import BadRequest
+from mistral_runtime.gpu.choose import device_engine
+from mistral_runtime.gpu.device_engine import DeviceEngine
 from mistral_runtime.kv_int8 import KvKind
 from mistral_runtime.loading import choose_for, open_weights
 from mistral_runtime.lookup import MAX_DRAFT, LookupMode
@@ -58,6 +60,7 @@ class ComputeOptions:
     lookup: LookupMode = "auto"
     quantize: str | None = None
     kv: KvKind = "exact"
+    graphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,13 @@ class Session:
     ranks: int = 1
     compiling: BackgroundCompiledStep | None = None
     resources: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def steps(self) -> str:
+        """How the next decode step is computed: eager, compiled, static, or cuda-graphs."""
+        if isinstance(self.engine, DeviceEngine):
+            return self.engine.runner.name
+        return "compiled" if self.compiling is not None and self.compiling.is_compiled else "eager"
 
     def close(self) -> None:
         """End what runs beside this thread."""
@@ -201,11 +211,21 @@ def load_session(
             step = compiling = BackgroundCompiledStep(model, compile_decode, report=report)
             resources.callback(compiling.close)
         model.kv = options.kv
+        engine = None
+        if step is eager_step and options.graphs:
+            engine = device_engine(
+                model,
+                positions=positions,
+                context=context,
+                slack=slack,
+                lookup=lookup,
+                report=report,
+            )
         clock.mark("model_built")
         return Session(
             snapshot,
             compute,
-            Engine(model, context=context, step=step, lookup=lookup, slack=slack),
+            engine or Engine(model, context=context, step=step, lookup=lookup, slack=slack),
             time.perf_counter() - started,
             clock,
             lora=result_fields(adapter, apart=lora.apart) if adapter and lora else None,

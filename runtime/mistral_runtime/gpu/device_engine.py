@@ -96,7 +96,7 @@ class DeviceGeneration(Generation):
                 return
             if is_ahead:
                 with self._kept.storing([token]):
-                    """Stored above, before its value was known."""
+                    pass  # it was stored above, before anybody knew which it is
             yield token
 
 

@@ -21,7 +21,7 @@ class FallbackRunner:
 
     @property
     def name(self) -> str:
-        """Which runner the next step goes through."""
+        """That of the runner the next step goes through."""
         return self._runner.name
 
     def run(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:

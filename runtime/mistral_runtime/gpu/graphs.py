@@ -17,7 +17,9 @@ WARM_UPS = 2  # the first makes libraries allocate their workspaces, which no ca
 class Runner(Protocol):
     """Runs a function of static tensors, again and again under the same key."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What results call it."""
 
     def run(self, key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return what `compute` returns. The tensor may be overwritten by the next call."""
@@ -26,7 +28,7 @@ class Runner(Protocol):
 class EagerRunner:
     """Calls the function."""
 
-    name = "eager"
+    name = "static"
 
     def run(self, _key: Hashable, compute: Callable[[], Tensor]) -> Tensor:
         """Return what `compute` returns."""
@@ -95,6 +97,6 @@ class LateReader:
         return read
 
 
-def runner_for(device: torch.device, *, graphs: bool) -> Runner:
-    """Return graphs where there is CUDA and they are wanted, and plain calls elsewhere."""
-    return GraphRunner() if graphs and device.type == "cuda" else EagerRunner()
+def runner_for(device: torch.device) -> Runner:
+    """Return graphs where there is CUDA, and plain calls elsewhere."""
+    return GraphRunner() if device.type == "cuda" else EagerRunner()

@@ -33,7 +33,7 @@ class SlotCache(RollingKVCache):
 
 
 class SlotPool:
-    """Keys and values (slots + 1, K, C, D) per layer. The last slot is scratch: padded rows of a batch write there.
+    """Keys and values (rows, K, C, D) per layer: a row per slot, and one that the padded rows of a batch write to.
 
     Args:
         model: Whose keys and values they are.
@@ -45,14 +45,15 @@ class SlotPool:
     def __init__(self, model: Transformer, *, slots: int, context: int, slack: int = 0) -> None:
         self.config, self.slots, self.context, self.slack = model.config, slots, context, slack
         self.capacity = cache_positions(model.config, context, slack=slack)
-        shape = (slots + 1, model.config.n_kv_heads, self.capacity, model.config.head_dim)
+        self.rows = _rows(slots)
+        shape = (self.rows, model.config.n_kv_heads, self.capacity, model.config.head_dim)
         self.keys, self.values = _buffers(model, shape), _buffers(model, shape)
         self._free = list(reversed(range(slots)))
 
     @property
     def scratch(self) -> int:
-        """The slot that belongs to no sequence."""
-        return self.slots
+        """The row that belongs to no sequence."""
+        return self.rows - 1
 
     @property
     def free_slots(self) -> int:
@@ -70,10 +71,14 @@ class SlotPool:
 
 
 def pool_bytes(model: Transformer, *, slots: int, context: int, slack: int = 0) -> int:
-    """Return what a pool takes, the scratch slot included."""
+    """Return what a pool takes, the scratch row included."""
     config = model.config
     positions = cache_positions(config, context, slack=slack)
-    return 2 * config.n_layers * (slots + 1) * config.n_kv_heads * positions * config.head_dim * model.dtype.itemsize
+    return 2 * config.n_layers * _rows(slots) * config.n_kv_heads * positions * config.head_dim * model.dtype.itemsize
+
+
+def _rows(slots: int) -> int:
+    return slots + (slots > 1)  # a batch of one is never padded
 
 
 def _buffers(model: Transformer, shape: tuple[int, ...]) -> list[Tensor]:

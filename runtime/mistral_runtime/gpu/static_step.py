@@ -139,7 +139,7 @@ class StaticStep:
         """Return the program for sequences of these lengths, before the step, in these slots."""
         filled = max(min(length + 1, self.pool.capacity) for length in lengths)
         rows = batch_bucket(len(slots))
-        in_order = list(slots) == list(range(len(slots))) and rows <= self.pool.slots + 1
+        in_order = list(slots) == list(range(len(slots))) and rows <= self.pool.rows
         return Bucket(rows, length_bucket(filled, self.pool.capacity), in_order)
 
     @torch.inference_mode()

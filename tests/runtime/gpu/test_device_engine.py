@@ -106,7 +106,6 @@ def test_steps_are_launched_before_the_token_they_begin_with_is_read() -> None:
             return super().run(key, compute)
 
     engine = _engine(runner=Recording())
-    engine.runner._runner.name = "recording"
     for _ in engine.generate(Request(PROMPT, 3)):
         events.append("token")
     assert events == ["step", "token", "step", "token", "token"]
@@ -135,7 +134,7 @@ def test_a_capture_that_fails_leaves_eager_steps_and_says_so() -> None:
     careful = DeviceEngine(engine.model, pool=engine.static.pool, runner=Failing(), report=said.append)
     assert careful.runner.name == "cuda-graphs"
     assert list(careful.generate(Request(PROMPT, 10))) == list(_plain(engine).generate(Request(PROMPT, 10)))
-    assert careful.runner.name == "eager"
+    assert careful.runner.name == "static"
     assert len(said) == 1
     assert "operation not permitted" in said[0]
 
@@ -147,6 +146,5 @@ def test_ids_can_be_read_while_the_next_are_copied() -> None:
     assert (first(), second()) == ([1, 2], [3, 4, 5])
 
 
-def test_without_cuda_or_graphs_steps_are_eager() -> None:
-    assert runner_for(torch.device("cpu"), graphs=True).name == "eager"
-    assert runner_for(torch.device("cuda"), graphs=False).name == "eager"
+def test_without_cuda_there_are_no_graphs() -> None:
+    assert runner_for(torch.device("cpu")).name == "static"
