@@ -250,7 +250,7 @@ def _add_machine_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument("--device", choices=("auto", "cuda", "mps", "xpu", "cpu"), default="auto")
     group.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
     group.add_argument(
-        "--quantize", choices=("int8", "int4"), help="matrices of 8 or 4 bits; smaller and faster, not exact"
+        "--quantize", choices=("int8", "int4", "fp8"), help="matrices of 8 or 4 bits; not exact; fp8 on CUDA alone"
     )
     group.add_argument(
         "--kv",

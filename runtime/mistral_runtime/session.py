@@ -159,13 +159,14 @@ def load_session(
     clock.mark("weights_opened")
     for name in snapshot.files.passed_over:
         report(f"weights: reading {snapshot.files.paths[0].name}, not {name}, which is there as well")
-    if options.compile and weights.recipe is not None:
+    quantized_as = options.quantize or (weights.recipe and weights.recipe.kind)
+    if options.compile and quantized_as is not None:
         raise BadRequest(
             "steps of quantised weights cannot be compiled",
-            detail=f"expected weights as published with --compile, found {weights.recipe.kind}",
+            detail=f"expected weights as published with --compile, found {quantized_as}",
             hint="leave --compile out: their kernels are compiled already",
         )
-    compute = choose_for(weights, device=options.device, dtype=options.dtype, threads=options.threads)
+    weights, compute = choose_for(weights, device=options.device, dtype=options.dtype, threads=options.threads)
     shard = Shard(snapshot.config, rank=0, ranks=options.ranks)
     if shard.ranks > 1:
         check_rank_devices(compute.device, shard.ranks)
