@@ -51,7 +51,7 @@ def test_graphs_compute_what_eager_steps_compute(window: int | None, dtype: torc
                 step.decode([(cache, token) for cache in caches]) for step, caches in zip(steps, sequences, strict=True)
             )
             torch.testing.assert_close(graph, eager, atol=1e-5 if dtype == torch.float32 else 4e-2, rtol=1e-3)
-        del sequences, caches
+        del sequences
 
 
 def test_greedy_answers_are_those_of_the_plain_engine() -> None:
