@@ -96,9 +96,11 @@ OWNERS = {
     "prometheus_client": {"mistral_fetch.publish.status", "mistral_runtime.serve.metrics"},
     "platformdirs": {"mistral_fetch.config"},
     "tomli": {"mistral_fetch.strict_toml"},  # tomllib before Python 3.11
+    "torchao": {"mistral_runtime.gpu.torchao_weights"},
     "torch": {
         f"mistral_runtime.{module}"
         for module in (
+            "gpu.*",
             "__main__",  # only to import it apart from our own modules, so that --timings can tell it apart
             "adapter",
             "api",

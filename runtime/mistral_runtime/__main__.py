@@ -240,6 +240,7 @@ def _compute(args: argparse.Namespace) -> ComputeOptions:
         lookup=getattr(args, "lookup", "off"),
         quantize=args.quantize,
         kv=args.kv,
+        graphs=not getattr(args, "no_graphs", True),
     )
 
 

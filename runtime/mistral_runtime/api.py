@@ -59,7 +59,7 @@ def load(
     snapshot = open_snapshot(Path(directory), chat_template=chat_template)
     limit = snapshot.config.context_limit
     planned = context or min(limit or snapshot.config.max_position_embeddings, DEFAULT_CHAT_CONTEXT)
-    options = ComputeOptions(device, dtype, threads, ignore_memory_plan)
+    options = ComputeOptions(device, dtype, threads, ignore_memory_plan, graphs=True)
     session = load_session(snapshot, options, positions=planned, context=context, report=_ignore)
     return Model(session, context=context)
 

@@ -87,6 +87,7 @@ def _add_engine_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--lookup", choices=("auto", "on", "off"), default="auto", help="guess ahead from the text; same answer, sooner"
     )
+    _add_graphs(group)
     _add_machine_arguments(command)
     _add_adapter_arguments(command)
 
@@ -249,7 +250,7 @@ def _add_machine_arguments(command: argparse.ArgumentParser) -> None:
     group.add_argument("--device", choices=("auto", "cuda", "mps", "xpu", "cpu"), default="auto")
     group.add_argument("--dtype", choices=("auto", "bfloat16", "float16", "float32"), default="auto")
     group.add_argument(
-        "--quantize", choices=("int8", "int4"), help="matrices of 8 or 4 bits; smaller and faster, not exact"
+        "--quantize", choices=("int8", "int4", "fp8"), help="matrices of 8 or 4 bits; not exact; fp8 on CUDA alone"
     )
     group.add_argument(
         "--kv",
@@ -259,6 +260,10 @@ def _add_machine_arguments(command: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--threads", type=int, metavar="N", help="CPU threads (default: as many as may run at once)")
     group.add_argument("--ignore-memory-plan", action="store_true", help="load even if the plan does not fit")
+
+
+def _add_graphs(command: argparse._ActionsContainer) -> None:
+    command.add_argument("--no-graphs", action="store_true", help="on CUDA: decode without CUDA graphs")
 
 
 def _add_adapter_arguments(command: argparse.ArgumentParser) -> None:
@@ -274,4 +279,5 @@ def _add_step_arguments(command: argparse.ArgumentParser) -> None:
         "--lookup", choices=("auto", "on", "off"), default="auto", help="guess ahead from the text; same answer, sooner"
     )
     group.add_argument("--tp", type=int, default=1, metavar="N", help="spread the model over N processes or GPUs")
+    _add_graphs(group)
     group.add_argument("--compile", action="store_true", help="compile decode steps in the background, eager till then")

@@ -115,10 +115,13 @@ class Generation:
         self._kept = cache or ConversationCache(lambda: model.new_cache(positions, slack=slack))
 
     def __iter__(self) -> Iterator[int]:
-        request, generator = self._request, new_generator(self._request.sampling)
-        seen = list(request.prompt)
         # 1. Prefill: what of the prompt is not cached, chunk by chunk; only the last position's logits are wanted.
-        rows, draft = self._prefill(), list[int]()
+        yield from self._answer(self._prefill())
+
+    def _answer(self, rows: Tensor | None) -> Iterator[int]:
+        """Give the tokens that follow the prompt, whose last logits are (1, V), or None where it was cancelled."""
+        request, generator = self._request, new_generator(self._request.sampling)
+        seen, draft = list(request.prompt), list[int]()
         while rows is not None:
             # 2. Choose a token by each row of logits, for as long as that row's own input turned out to be right:
             #    row 0 always, row i+1 if the token chosen by row i is the i-th of the draft. For a draft that is

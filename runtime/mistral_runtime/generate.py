@@ -153,6 +153,7 @@ def result_object(session: Session, options: GenerateOptions, answer: Answer, to
         "threads": session.compute.threads,
         "ranks": session.ranks,
         "compiled": session.compiling is not None and session.compiling.is_compiled,
+        "steps": session.steps,
         "layout": session.snapshot.files.layout,
         "lora": session.lora,
         "chat_template": None if options.raw else session.snapshot.template,

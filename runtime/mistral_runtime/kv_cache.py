@@ -52,6 +52,7 @@ class RollingKVCache:
         device: torch.device | str = "cpu",
         batch_size: int = 1,
         slack: int = 0,
+        buffers: tuple[list[Tensor], list[Tensor]] | None = None,
     ) -> None:
         self.capacity = cache_positions(config, context, slack=slack)
         self.length = 0  # positions stored so far, including those already rolled out
@@ -64,7 +65,8 @@ class RollingKVCache:
         self._rolls = config.sliding_window is not None and self.capacity == config.sliding_window + slack
         shape = (batch_size, config.n_kv_heads, self.capacity, config.head_dim)
         # A buffer per layer, (B, K, C, D), and not one for all: a compiler sees which layers do not touch each other.
-        self.keys, self.values = self._buffers(config, shape), self._buffers(config, shape)
+        # `buffers` of that shape, keys and values, belong to somebody else and outlive this sequence.
+        self.keys, self.values = buffers or (self._buffers(config, shape), self._buffers(config, shape))
         # Where each layer's keys, values and their scales begin, (L, 4), for a kernel that is handed many caches.
         self.addresses = torch.tensor(
             [[k.data_ptr(), v.data_ptr(), 0, 0] for k, v in zip(self.keys, self.values, strict=True)], dtype=torch.int64

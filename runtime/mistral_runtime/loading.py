@@ -13,6 +13,7 @@ import torch
 from mistral_runtime.config import ModelConfig
 from mistral_runtime.device import Compute, choose_compute, dtype_name
 from mistral_runtime.errors import BadRequest
+from mistral_runtime.gpu.torchao_weights import quantize_on_device, require_kind
 from mistral_runtime.linear_rows import use_row_kernels
 from mistral_runtime.quantize import load_quantizing, report_progress
 from mistral_runtime.quantized_file import QuantizedCheckpoint, load_quantized, open_quantized, stored_bytes
@@ -29,11 +30,12 @@ class Weights:
     source: Checkpoint | QuantizedCheckpoint
     config: ModelConfig
     recipe: Recipe | None
+    on_device: str | None = None  # the kind that torchao is to make of them after loading
 
     @property
     def dtype(self) -> torch.dtype:
         """The type the model computes in by default."""
-        return torch.bfloat16 if self.recipe else self.published.dtype
+        return torch.bfloat16 if self.recipe or self.on_device else self.published.dtype
 
     @property
     def published(self) -> Checkpoint:
@@ -92,6 +94,9 @@ class Weights:
             model = load_model(
                 self.source, self.config, device=compute.device, dtype=compute.dtype, transforms=transforms
             )
+        if self.on_device is not None:
+            report(f"weights: quantising to {self.on_device} on {compute.device}")
+            quantize_on_device(model, self.on_device)
         if has_row_kernels:
             use_row_kernels(model)
         return model
@@ -103,42 +108,55 @@ def open_weights(files: WeightFiles, config: ModelConfig, *, quantize: str | Non
     Args:
         files: The weight files.
         config: The model they are to make.
-        quantize: "int8" or "int4" to have matrices of so many bits, None to have them as they are.
+        quantize: "int8" or "int4" to have matrices of so many bits, "fp8" for a GPU, None to have them as they are.
 
     Raises:
         CheckpointError: One of its kinds, naming the file and the tensor.
         BadRequest: The weights are quantised, but not in the way that is wanted.
     """
-    wanted = Recipe.of(quantize) if quantize else None
+    wanted = Recipe.of(quantize) if quantize in RECIPES else None
     if files.layout != "quantized":
-        return Weights(open_checkpoint(files, config), config, wanted)
+        return Weights(open_checkpoint(files, config), config, wanted, quantize if wanted is None else None)
     source = open_quantized(files.paths[0], config)
-    if wanted is not None and wanted != source.recipe:
+    if quantize is not None and wanted != source.recipe:
         raise BadRequest(
             f"{files.paths[0]} is not {quantize}",
-            detail=f"expected {wanted.name}, found {source.recipe.name}",
+            detail=f"expected {wanted.name if wanted else quantize}, found {source.recipe.name}",
             hint="leave --quantize out, or use the snapshot that it was made from",
         )
     return Weights(source, config, source.recipe)
 
 
-def choose_for(weights: Weights, *, device: str, dtype: str, threads: int | None) -> Compute:
-    """Choose where and in which type to compute these weights.
+def choose_for(weights: Weights, *, device: str, dtype: str, threads: int | None) -> tuple[Weights, Compute]:
+    """Choose where and in which type to compute these weights, and how they are quantised there.
 
     Raises:
         DeviceUnavailable: What was asked for is not here.
         BadRequest: Quantised weights were asked for where there are no kernels for them.
     """
     compute = choose_compute(device=device, dtype=dtype, threads=threads, stored=weights.dtype)
-    if weights.recipe is None:
-        return compute
+    weights = _for_device(weights, compute)
+    quantized_as = weights.on_device or (weights.recipe and weights.recipe.kind)
+    if quantized_as is None:
+        return weights, compute
     if dtype == "auto":
         # Also where the processor does not multiply bfloat16: the kernels multiply integers.
-        compute = replace(compute, dtype=torch.bfloat16, dtype_reason=f"between matrices of {weights.recipe.kind}")
-    if compute.device.type != "cpu" or compute.dtype != torch.bfloat16:
+        compute = replace(compute, dtype=torch.bfloat16, dtype_reason=f"between matrices of {quantized_as}")
+    if (weights.on_device is None and compute.device.type != "cpu") or compute.dtype != torch.bfloat16:
         raise BadRequest(
             f"quantised weights are not computed in {dtype_name(compute.dtype)} on {compute.device}",
-            detail="expected bfloat16 on the cpu",
+            detail="expected bfloat16" + (" on the cpu" if weights.on_device is None else ""),
             hint="add --device cpu, leave --dtype out, or use the weights as published",
         )
-    return compute
+    return weights, compute
+
+
+def _for_device(weights: Weights, compute: Compute) -> Weights:
+    """Return them as they are to be quantised there: by torchao on CUDA, by recipes of our own elsewhere."""
+    kind = weights.on_device
+    if compute.device.type == "cuda" and weights.recipe and isinstance(weights.source, Checkpoint):
+        kind = weights.recipe.kind
+    if kind is None:
+        return weights
+    require_kind(kind, compute.device)
+    return replace(weights, recipe=None, on_device=kind)

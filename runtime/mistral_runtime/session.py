@@ -20,6 +20,8 @@ from mistral_runtime.conversation_cache import ConversationCache
 from mistral_runtime.device import Compute, plan_memory
 from mistral_runtime.engine import PREFILL_CHUNK, Engine, Request, Step, check_context, eager_step
 from mistral_runtime.errors import BadRequest
+from mistral_runtime.gpu.choose import device_engine
+from mistral_runtime.gpu.device_engine import DeviceEngine
 from mistral_runtime.kv_int8 import KvKind
 from mistral_runtime.loading import choose_for, open_weights
 from mistral_runtime.lookup import MAX_DRAFT, LookupMode
@@ -58,6 +60,7 @@ class ComputeOptions:
     lookup: LookupMode = "auto"
     quantize: str | None = None
     kv: KvKind = "exact"
+    graphs: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,13 @@ class Session:
     ranks: int = 1
     compiling: BackgroundCompiledStep | None = None
     resources: ExitStack = field(default_factory=ExitStack)
+
+    @property
+    def steps(self) -> str:
+        """How the next decode step is computed: eager, compiled, static, or cuda-graphs."""
+        if isinstance(self.engine, DeviceEngine):
+            return self.engine.runner.name
+        return "compiled" if self.compiling is not None and self.compiling.is_compiled else "eager"
 
     def close(self) -> None:
         """End what runs beside this thread."""
@@ -149,13 +159,14 @@ def load_session(
     clock.mark("weights_opened")
     for name in snapshot.files.passed_over:
         report(f"weights: reading {snapshot.files.paths[0].name}, not {name}, which is there as well")
-    if options.compile and weights.recipe is not None:
+    quantized_as = options.quantize or (weights.recipe and weights.recipe.kind)
+    if options.compile and quantized_as is not None:
         raise BadRequest(
             "steps of quantised weights cannot be compiled",
-            detail=f"expected weights as published with --compile, found {weights.recipe.kind}",
+            detail=f"expected weights as published with --compile, found {quantized_as}",
             hint="leave --compile out: their kernels are compiled already",
         )
-    compute = choose_for(weights, device=options.device, dtype=options.dtype, threads=options.threads)
+    weights, compute = choose_for(weights, device=options.device, dtype=options.dtype, threads=options.threads)
     shard = Shard(snapshot.config, rank=0, ranks=options.ranks)
     if shard.ranks > 1:
         check_rank_devices(compute.device, shard.ranks)
@@ -201,11 +212,21 @@ def load_session(
             step = compiling = BackgroundCompiledStep(model, compile_decode, report=report)
             resources.callback(compiling.close)
         model.kv = options.kv
+        engine = None
+        if step is eager_step and options.graphs:
+            engine = device_engine(
+                model,
+                positions=positions,
+                context=context,
+                slack=slack,
+                lookup=lookup,
+                report=report,
+            )
         clock.mark("model_built")
         return Session(
             snapshot,
             compute,
-            Engine(model, context=context, step=step, lookup=lookup, slack=slack),
+            engine or Engine(model, context=context, step=step, lookup=lookup, slack=slack),
             time.perf_counter() - started,
             clock,
             lora=result_fields(adapter, apart=lora.apart) if adapter and lora else None,

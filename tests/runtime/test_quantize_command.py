@@ -284,7 +284,8 @@ def test_quantising_while_loading_is_quantising_beforehand(
     logits, kinds = [], []
     for files, wanted in ((find_weights(directory), kind), (find_weights(path.parent), None)):
         weights = open_weights(files, config, quantize=wanted)
-        model = weights.load(choose_for(weights, device="cpu", dtype="auto", threads=1))
+        weights, compute = choose_for(weights, device="cpu", dtype="auto", threads=1)
+        model = weights.load(compute)
         logits.append(torch.cat([all_logits(model, ids), all_logits(model, ids[:5])]))
         kinds.append([type(module) for module in model.modules()])  # routers are not quantised, but go by kernels
     assert kinds[0] == kinds[1]
@@ -371,9 +372,9 @@ def test_quantised_weights_need_no_processor_that_multiplies_bfloat16(
     monkeypatch.setattr(device_module, "multiplies_bf16", lambda _device: False)
     files = find_weights(tmp_path)
     plain = open_weights(files, tiny_config, quantize=None)
-    assert choose_for(plain, device="cpu", dtype="auto", threads=1).dtype == torch.float32
+    assert choose_for(plain, device="cpu", dtype="auto", threads=1)[1].dtype == torch.float32
     quantised = open_weights(files, tiny_config, quantize="int8")
-    compute = choose_for(quantised, device="cpu", dtype="auto", threads=1)
+    _, compute = choose_for(quantised, device="cpu", dtype="auto", threads=1)
     assert (compute.dtype, compute.dtype_reason) == (torch.bfloat16, "between matrices of int8")
     for dtype in ("float16", "float32"):
         with pytest.raises(BadRequest, match="expected bfloat16 on the cpu"):
@@ -381,20 +382,20 @@ def test_quantised_weights_need_no_processor_that_multiplies_bfloat16(
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
-def test_quantised_weights_are_for_the_cpu(
+def test_quantised_weights_are_for_the_cpu_and_cuda(
     tmp_path: Path, write_snapshot: WriteSnapshot, tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     write_snapshot(tmp_path)
     weights = open_weights(find_weights(tmp_path), tiny_config, quantize="int4")
     with pytest.raises(DeviceUnavailable):
         choose_for(weights, device="cuda", dtype="auto", threads=1)
-    monkeypatch.setattr("mistral_runtime.loading.choose_compute", lambda **_wanted: _on_cuda())
+    monkeypatch.setattr("mistral_runtime.loading.choose_compute", lambda **_wanted: _on_xpu())
     with pytest.raises(BadRequest, match="add --device cpu"):
         choose_for(weights, device="auto", dtype="auto", threads=1)
 
 
-def _on_cuda() -> Compute:
-    return Compute(torch.device("cuda"), "found by torch", torch.bfloat16, "as stored", 1, "as asked")
+def _on_xpu() -> Compute:
+    return Compute(torch.device("xpu"), "found by torch", torch.bfloat16, "as stored", 1, "as asked")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mistral_runtime.gpu.static_step import StaticStep
 from mistral_runtime.kv_cache import cache_positions
 from mistral_runtime.lookup import MAX_DRAFT
 from mistral_runtime.serve.idle_caches import CacheSlot
@@ -29,18 +30,25 @@ class CacheMaker:
     Attributes:
         context: The longest sequence.
         slack: What can be taken back.
+        static: Computes decode steps of sequences in its pool; then all of them live there, and each costs a whole
+            slot, so that there is always one for who was promised it.
     """
 
     model: Transformer
     context: int
     slack: int
+    static: StaticStep | None = None
 
     def cost(self, positions: int) -> int:
         """Return how many positions of memory a sequence may come to need: less than it has, under a window."""
+        if self.static is not None:
+            return self.static.pool.capacity
         return cache_positions(self.model.config, positions, slack=self.slack)
 
     def make(self, positions: int) -> CacheSlot:
         """Return an empty cache for a sequence of up to so many positions."""
+        if self.static is not None and (slot := self.static.pool.new_cache(positions)) is not None:
+            return CacheSlot(slot, slot.capacity, [], touched=slot.capacity)
         is_lazy = self.model.device.type == "cpu"
         room = self.context if is_lazy else positions
         cache = self.model.new_cache(room, slack=self.slack)

@@ -93,7 +93,7 @@ class EngineLoop:
         self.totals = Totals()
         self._caches = caches
         self._seats = Seats(limits, caches)
-        self._worker = StepWorker(caches.model, deterministic=limits.deterministic)
+        self._worker = StepWorker(caches.model, deterministic=limits.deterministic, static=caches.static)
         self._emit = emit
         self._lookup: LookupMode = lookup if self._worker.may_guess else "off"
         self._constraints = constraints

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import signal
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from queue import SimpleQueue
 
 import torch
 
 from mistral_runtime.device import dtype_name
+from mistral_runtime.gpu.choose import gains_from_static_steps, serving_steps
 from mistral_runtime.kv_cache import cache_bytes, cache_positions
 from mistral_runtime.kv_int8 import bytes_per_head
 from mistral_runtime.machine import available_memory
@@ -63,7 +64,7 @@ def run_engine(options: EngineOptions) -> int:
     with closing(
         load_session(
             snapshot,
-            options.compute,
+            replace(options.compute, graphs=False),  # those of the loop's own caches, not of one answer at a time
             positions=min(context, options.cache_positions or DEFAULT_CHAT_CONTEXT),
             context=context,
             report=report,
@@ -90,13 +91,28 @@ def run_engine(options: EngineOptions) -> int:
 
 def _plan(session: Session, options: EngineOptions, context: int, free_bytes: int | None) -> tuple[CacheMaker, Limits]:
     config, model = session.snapshot.config, session.engine.model
+    may_be_static = options.compute.graphs and not options.deterministic and gains_from_static_steps(model.device)
     positions = choose_cache_positions(
         wanted=options.cache_positions,
-        most=options.max_running * cache_positions(config, context, slack=SERVING_SLACK),
+        # Batches of static steps are padded with rows that need a sequence's memory.
+        most=(options.max_running + may_be_static) * cache_positions(config, context, slack=SERVING_SLACK),
         room_bytes=_room_bytes(session, free_bytes),
         position_bytes=cache_bytes(config, 1, bytes_per_head=bytes_per_head(config, options.compute.kv, model.dtype)),
         ignore_plan=options.compute.ignore_memory_plan,
     )
+    if may_be_static:
+        steps = serving_steps(
+            model,
+            slots=options.max_running,
+            context=context,
+            positions=positions,
+            slack=SERVING_SLACK,
+            report=write_err,
+        )
+        if steps is not None:
+            room = steps.pool.capacity * options.max_running
+            limits = Limits(room, options.max_running, prefill_chunk=options.prefill_chunk)
+            return CacheMaker(model, context, SERVING_SLACK, steps), limits
     # A sequence that could never fit is no context to promise.
     if config.sliding_window is None:
         context = min(context, positions)

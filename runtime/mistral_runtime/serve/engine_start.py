@@ -11,7 +11,7 @@ _VALUES = (
     *("context", "max_running", "cache_positions", "prefill_chunk", "lookup"),
     *("device", "dtype", "quantize", "kv", "threads", "lora", "lora_scale"),
 )
-_SWITCHES = ("deterministic", "ignore_memory_plan", "lora_apart", "quiet")
+_SWITCHES = ("deterministic", "ignore_memory_plan", "lora_apart", "no_graphs", "quiet")
 
 
 def engine_of(args: argparse.Namespace) -> EnginePort:

@@ -92,6 +92,7 @@ class Seats:
             # A cache that was longer once takes more memory than was promised to this one, and there may not be more.
             if slot is not None and slot.touched <= self._scheduler.free + entry.positions:
                 return slot
+        self._idle.evict_to(self._scheduler.free)  # first: a device's memory, and a pool's slots, are taken at once
         return self._caches.make(entry.positions)
 
     def plan(self) -> Plan:
@@ -107,7 +108,7 @@ class Seats:
         """Forget an answer; its cache serves the next prompt that begins as it does, unless it is not to be trusted."""
         self._scheduler.remove(answer.key)
         del self._answers[answer.key]
-        slot = answer.slot
+        slot, answer.slot = answer.slot, None
         if slot is None:
             return
         slot.note_length()

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mistral_runtime.batched_step import Segment, batched_step
+from mistral_runtime.gpu.static_cache import SlotCache
+from mistral_runtime.gpu.static_step import MAX_BATCH, StaticStep
 from mistral_runtime.kv_cache import RollingKVCache
 from mistral_runtime.serve.answer import Answer, Embedding, Writing
 from mistral_runtime.serve.embedding import summed_states
@@ -30,11 +32,13 @@ class StepResult:
 class StepWorker:
     """Compute steps with one model. How rows share products is told in `engine_loop.EngineLoop`."""
 
-    def __init__(self, model: Transformer, *, deterministic: bool) -> None:
+    def __init__(self, model: Transformer, *, deterministic: bool, static: StaticStep | None = None) -> None:
         self._model = model
+        self._static = static
         self._deterministic = deterministic
         self._independent = rows_are_independent(model)
-        self.may_guess = self._independent or not deterministic
+        # A step with guesses has no static shape, and costs more than they save where static steps are worth having.
+        self.may_guess = static is None and (self._independent or not deterministic)
 
     def compute(self, decode: Sequence[Writing], prompts: Sequence[tuple[Answer, int]]) -> StepResult:
         """Append to every sequence what the step holds for it.
@@ -43,6 +47,8 @@ class StepWorker:
             prompts: The answers whose prompts are carried on, and by how many positions.
         """
         started = time.perf_counter()
+        if self._static is not None and not prompts and (slots := _slots(decode)):
+            return StepResult(_static_rows(self._static, decode, slots), time.perf_counter() - started)
         works = self._decode_work(decode, may_guess=self.may_guess and not prompts)
         chunks = [_chunk_work(answer, count) for answer, count in prompts if isinstance(answer, Writing)]
         rows: dict[str, Tensor] = {}
@@ -68,6 +74,22 @@ class StepWorker:
         ids = answer.ids[answer.computed : answer.computed + count]
         states = summed_states(self._model, ids, _cache(answer))
         answer.total = states if answer.total is None else answer.total + states
+
+
+def _slots(decode: Sequence[Writing]) -> list[SlotCache] | None:
+    """Return everybody's cache, or None where one is no slot of a pool."""
+    slots = [cache for answer in decode if isinstance(cache := _cache(answer), SlotCache)]
+    return slots if len(slots) == len(decode) else None
+
+
+def _static_rows(static: StaticStep, decode: Sequence[Writing], slots: Sequence[SlotCache]) -> dict[str, Tensor]:
+    rows: dict[str, Tensor] = {}
+    for first in range(0, len(decode), MAX_BATCH):
+        answers = decode[first : first + MAX_BATCH]
+        tokens = [answer.ids[-1] for answer in answers]
+        logits = static.decode(list(zip(slots[first : first + MAX_BATCH], tokens, strict=True))).cpu()
+        rows |= {answer.key: logits[index : index + 1] for index, answer in enumerate(answers)}
+    return rows
 
 
 def _chunk_work(answer: Writing, count: int) -> Work:

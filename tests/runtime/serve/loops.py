@@ -7,6 +7,7 @@ from queue import SimpleQueue
 from typing import Any
 
 from mistral_runtime.engine import Engine, Request
+from mistral_runtime.gpu.static_step import StaticStep
 from mistral_runtime.lookup import LookupMode
 from mistral_runtime.serve.caches import SERVING_SLACK, CacheMaker
 from mistral_runtime.serve.constraints import Constraints
@@ -31,13 +32,14 @@ class TestLoop:
         lookup: LookupMode = "off",
         constraints: Constraints | None = None,
         eos_id: int | None = 2,
+        static: StaticStep | None = None,
         **limits: Any,
     ) -> None:
         self.told: list[Message] = []
         self._inbox: Inbox = SimpleQueue()
         self.loop = EngineLoop(
             replace(LIMITS, **limits),
-            CacheMaker(model, context, SERVING_SLACK),
+            CacheMaker(model, context, SERVING_SLACK, static),
             inbox=self._inbox,
             emit=self._tell,
             lookup=lookup,
