@@ -49,6 +49,7 @@ REASONS = {
     "seed": "runs until it is stopped; tests/recipes runs it",
     "mirror": "runs until it is stopped; tests/cli runs it",
     "serve": "runs until it is stopped; tests/recipes runs it",
+    "prune": "its plan differs with the cache; tests/cli runs it",
     "completion": "writes into a home directory",
 }
 
