@@ -119,7 +119,7 @@ def run(
         },
     )
     options += [f"--stop={text}" for text in stop or []] + prompt_options
-    return _launch(front, ref, quantize, "generate", options, positionals)
+    return _launch(front, ref, quantize, "generate", options, positionals, device=device)
 
 
 def chat(
@@ -179,7 +179,7 @@ def chat(
             "--quiet": front.wants_no_text,
         },
     )
-    return _launch(front, ref, quantize, "chat", options, [])
+    return _launch(front, ref, quantize, "chat", options, [], device=device)
 
 
 def _launch(
@@ -189,6 +189,8 @@ def _launch(
     runtime_command: str,
     options: list[str],
     positionals: list[str],
+    *,
+    device: str | None,
 ) -> int:
     from mistral_fetch.launch.locate import find_interpreter
     from mistral_fetch.launch.process import capture_runtime, explained_failure, run_runtime
@@ -197,7 +199,7 @@ def _launch(
 
     # Asked before 13 GB are fetched, not after.
     interpreter = find_interpreter(front.settings.python)
-    directory, quantizing = directory_of(front, text, quantize, interpreter)
+    directory, quantizing = directory_of(front, text, quantize, interpreter, device=device)
     options = quantizing + options
     with in_use(Layout(front.settings.home), directory, f"{runtime_command} {text}"):
         if not front.is_json:
@@ -211,18 +213,21 @@ def _launch(
 
 
 def directory_of(
-    front: FrontEnd, text: str, quantize: QuantizeTo | None, interpreter: Interpreter
+    front: FrontEnd, text: str, quantize: QuantizeTo | None, interpreter: Interpreter, *, device: str | None = None
 ) -> tuple[Path, list[str]]:
     """Return the directory to run a ref from, and what the runtime has still to be told.
 
     A directory is taken as it is; nothing vouches for what it holds, so it is quantised in memory and not kept. A model
-    is fetched and complete, and so is its quantised copy where that is what to run.
+    is fetched and complete, and so is its quantised copy where that is what to run. That copy is for processors: on a
+    GPU, the runtime quantises the weights as published.
     """
     ref = parse_ref(text)
     if isinstance(ref, DirectoryRef):
         return local_directory(ref.path), [] if quantize is None else [f"--quantize={quantize.value}"]
     if quantize is None:
         return fetch(front, text).directory, []
+    if device == "cuda":
+        return fetch(front, text).directory, [f"--quantize={quantize.value}"]
     from mistral_fetch.cli.quantizer import find_quantizer, quantize_model
 
     quantizer = find_quantizer(front, interpreter, quantize)

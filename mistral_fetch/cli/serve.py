@@ -144,10 +144,10 @@ def serve(
     )
     options += [f"--model-name={name}" for name in names]
     options += [f"{flag}={value}" for flag, values in repeated.items() for value in values]
-    return _serve_built_in(front, ref, quantize, options)
+    return _serve_built_in(front, ref, quantize, options, device=device)
 
 
-def _serve_built_in(front: FrontEnd, ref: str, quantize: Any, options: list[str]) -> int:
+def _serve_built_in(front: FrontEnd, ref: str, quantize: Any, options: list[str], *, device: str | None) -> int:
     from mistral_fetch.launch.locate import find_interpreter
     from mistral_fetch.launch.process import run_runtime
     from mistral_fetch.store.layout import Layout
@@ -155,7 +155,7 @@ def _serve_built_in(front: FrontEnd, ref: str, quantize: Any, options: list[str]
 
     # Asked before 13 GB are fetched, not after.
     interpreter = find_interpreter(front.settings.python)
-    directory, quantizing = directory_of(front, ref, quantize, interpreter)
+    directory, quantizing = directory_of(front, ref, quantize, interpreter, device=device)
     with in_use(Layout(front.settings.home), directory, f"serve {ref}"):
         return run_runtime(interpreter, "serve", quantizing + options, [str(directory)])
 

@@ -134,7 +134,12 @@ def choose_for(weights: Weights, *, device: str, dtype: str, threads: int | None
         DeviceUnavailable: What was asked for is not here.
         BadRequest: Quantised weights were asked for where there are no kernels for them.
     """
-    compute = choose_compute(device=device, dtype=dtype, threads=threads, stored=weights.dtype)
+    # A quantised file lies as this processor reads it: "auto" takes that, whatever else torch finds.
+    is_for_cpu = device == "auto" and isinstance(weights.source, QuantizedCheckpoint)
+    wanted = "cpu" if is_for_cpu else device
+    compute = choose_compute(device=wanted, dtype=dtype, threads=threads, stored=weights.dtype)
+    if is_for_cpu:
+        compute = replace(compute, device_reason="which the weights were quantised for")
     weights = _for_device(weights, compute)
     quantized_as = weights.on_device or (weights.recipe and weights.recipe.kind)
     if quantized_as is None:

@@ -477,3 +477,10 @@ def test_the_real_runtime_quantizes_a_real_model_and_runs_it(program, tmp_path):
     kept = program("run", made[0]["directory"], "the", *greedy).json
     in_memory = program("run", "./m", "the", "--quantize", "int8", *greedy).json
     assert shown.json["text"] == kept["text"] == in_memory["text"] != ""
+
+
+def test_for_a_gpu_the_runtime_quantizes_what_was_published(program, model, record):
+    program("run", "m.meta4", "hello", "--quantize", "int4", "--device", "cuda", "--quiet")  # the stub wants a copy
+    (started,) = starts(record)
+    assert started[:2] == ["generate", "--quantize=int4"]
+    assert not (Path(started[-1]) / "quantized.safetensors").exists()

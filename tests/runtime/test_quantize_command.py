@@ -394,6 +394,19 @@ def test_quantised_weights_are_for_the_cpu_and_cuda(
         choose_for(weights, device="auto", dtype="auto", threads=1)
 
 
+def test_a_quantised_file_is_computed_where_it_was_made_for(
+    tmp_path: Path, write_snapshot: WriteSnapshot, tiny_config: ModelConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("source", "out"):
+        write_snapshot(tmp_path / name)
+    _quantize(tmp_path / "source", tmp_path / "out")
+    (tmp_path / "out" / "consolidated.00.pth").unlink()
+    weights = open_weights(find_weights(tmp_path / "out"), tiny_config, quantize=None)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    _, compute = choose_for(weights, device="auto", dtype="auto", threads=1)
+    assert (compute.device.type, compute.device_reason) == ("cpu", "which the weights were quantised for")
+
+
 def _on_xpu() -> Compute:
     return Compute(torch.device("xpu"), "found by torch", torch.bfloat16, "as stored", 1, "as asked")
 

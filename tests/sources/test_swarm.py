@@ -491,7 +491,9 @@ def corrupt_model(tmp_path, model):
 
 def test_liar_is_named_and_the_honest_seed_goes_on(leech, seed, torrent, corrupt_model):
     liar = seed(torrent, corrupt_model, skips_checks=True)
-    honest = seed(torrent, rate_bytes_per_second=1_000_000)  # slow enough for the liar to be asked too, on a busy machine
+    honest = seed(
+        torrent, rate_bytes_per_second=1_000_000
+    )  # slow enough for the liar to be asked too, on a busy machine
     leech.fetch(torrent, liar, honest, no_peers_timeout_seconds=20)
     leech.assert_exact()
     lies = leech.of_kind(SourceLied)
