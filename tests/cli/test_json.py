@@ -89,7 +89,7 @@ def test_the_same_error_is_three_lines_for_people(program):
 
 
 def test_a_bug_is_a_document_too_and_keeps_its_traceback(program, environment):
-    environment.setattr("mistral_fetch.store.snapshots.list_refs", lambda _layout: 1 / 0)
+    environment.setattr("mistral_fetch.store.inventory.take_inventory", lambda _layout: 1 / 0)
     shown = program("list", "--json")
     assert (shown.code, shown.json["error"]["kind"]) == (1, "bug")
     assert shown.json["error"]["detail"] == "ZeroDivisionError: division by zero"
