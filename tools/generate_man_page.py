@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import typer
+from generated_page import write_or_check
 
 from mistral_fetch.cli.app import app
 from mistral_fetch.cli.options import SHARED_OPTIONS
@@ -113,17 +114,5 @@ def _text(text: str) -> str:
     return f"\\&{flat}" if flat[:1] in {".", "'"} else flat
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Write the page, or only look whether it is right; return the exit code."""
-    page = generate()
-    if "--check" not in arguments:
-        TARGET.write_text(page, encoding="utf-8")
-        return 0
-    if TARGET.is_file() and TARGET.read_text(encoding="utf-8") == page:
-        return 0
-    print(f"{TARGET} is stale; type: make docs", file=sys.stderr)
-    return 1
-
-
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(write_or_check(TARGET, generate(), sys.argv[1:]))
